@@ -1,0 +1,22 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Decoupled diffusion models (arXiv 2306.13720) for the diffusers ecosystem."""
+
+from .hub import register_with_diffusers
+from .models import DDMUNet2DModel, DDMUNet2DOutput
+from .pipelines import DDMPipeline
+from .process import DecoupledProcess
+from .schedulers import DDMScheduler, DDMSchedulerOutput
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DDMPipeline",
+    "DDMScheduler",
+    "DDMSchedulerOutput",
+    "DDMUNet2DModel",
+    "DDMUNet2DOutput",
+    "DecoupledProcess",
+]
+
+register_with_diffusers("DDMScheduler", "DDMUNet2DModel")

@@ -1,0 +1,1 @@
+from .unet_2d_ddm import DDMUNet2DModel, DDMUNet2DOutput

@@ -1,0 +1,198 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The decoupled diffusion process in closed form (Huang et al., "Decoupled Diffusion Models", arXiv 2306.13720).
+
+    x_t = x_0 + H_t + sigma_t * eps,      eps ~ N(0, I),      t in [0, 1]
+
+The attenuation `H_t` takes the image to zero (`H_1 = -x_0`) while a Wiener process on the clock `sigma_t ** 2` takes
+zero to noise. Both are analytic, so the marginal, the posterior and one reverse step of any size are closed formulas.
+
+Conventions of this module: a time is a float, a 0-d tensor (one time for all) or a `(batch_size,)` tensor; images are
+`(batch_size, channels, ...)` of any rank of 2 or more. Half precision is raised to float32 and stays there; float64
+stays float64. A 0-d time on the CPU works with images on any device and synchronises nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+Attenuation = Literal["constant", "linear"]
+NoiseSchedule = Literal["sqrt", "linear"]
+
+ATTENUATIONS = ("constant", "linear")
+NOISE_SCHEDULES = ("sqrt", "linear")
+
+
+def as_time(t: float | torch.Tensor) -> torch.Tensor:
+    """A tensor of times. A Python float becomes float64, which as a 0-d tensor does not promote what it multiplies."""
+    return at_least_float32(t) if torch.is_tensor(t) else torch.tensor(t, dtype=torch.float64)
+
+
+def broadcast_time(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Shape times `(batch_size,)` as `(batch_size, 1, ...)`, so that they multiply `x` image by image."""
+    return t if t.ndim == 0 else t.reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Raise half precision to float32; float32 and float64 stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class DecoupledProcess:
+    r"""
+    The decoupled forward process, its posterior and its inversion.
+
+    | `attenuation` | `H_t` | coefficients | end condition `H_1 = -x_0` |
+    | --- | --- | --- | --- |
+    | `"constant"` | `c t` | `c`, as many channels as the image | `c = -x_0` |
+    | `"linear"` | `k t^2 / 2 + c t` | `k` and `c`, concatenated on dim 1 in this order | `c = -x_0 - k / 2`, `k` free |
+
+    Args:
+        attenuation (`"constant"` or `"linear"`, defaults to `"constant"`):
+            The attenuation function `h_t`, whose integral is `H_t`.
+        noise_schedule (`"sqrt"` or `"linear"`, defaults to `"sqrt"`):
+            `sigma_t = sqrt(t)`, the standard Wiener process of the paper, or `sigma_t = t`, the authors' later choice,
+            which makes the constant attenuation's path the straight line of flow matching.
+
+    Raises:
+        ValueError: `attenuation` or `noise_schedule` is not one of the above.
+    """
+
+    attenuation: Attenuation = "constant"
+    noise_schedule: NoiseSchedule = "sqrt"
+
+    def __post_init__(self):
+        if self.attenuation not in ATTENUATIONS:
+            raise ValueError(f"`attenuation` is {self.attenuation!r}, but has to be one of {ATTENUATIONS}.")
+        if self.noise_schedule not in NOISE_SCHEDULES:
+            raise ValueError(f"`noise_schedule` is {self.noise_schedule!r}, but has to be one of {NOISE_SCHEDULES}.")
+
+    @property
+    def num_coefficients(self) -> int:
+        """How many coefficients describe the attenuation of one channel: 1 (`c`) or 2 (`k` and `c`)."""
+        return 1 if self.attenuation == "constant" else 2
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        """`alpha_t = 1 - t`, the factor of `x_0` in `x_t` (for linear attenuation: of the part that `k` leaves)."""
+        return 1 - t
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        """`sigma_t`, the standard deviation of the noise at time `t`: `sqrt(t)` or `t`."""
+        return t.sqrt() if self.noise_schedule == "sqrt" else t
+
+    def half_log_snr(self, t: torch.Tensor) -> torch.Tensor:
+        """`lambda_t = log(alpha_t / sigma_t)` for constant attenuation; minus infinity at t = 1, plus at t = 0."""
+        return self.alpha(t).log() - self.sigma(t).log()
+
+    def coefficients(self, x_0: torch.Tensor, slope: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The attenuation coefficients that end at zero, `H_1 = -x_0`: what a model is trained to predict.
+
+        Args:
+            x_0 (`torch.Tensor` of shape `(batch_size, channels, ...)`): The images.
+            slope (`torch.Tensor` of the shape of `x_0`, *optional*):
+                `k`, needed for linear attenuation, where it is free.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_coefficients * channels, ...)`.
+        """
+        if self.attenuation == "constant":
+            return -x_0
+        if slope is None:
+            raise ValueError("`slope` is None, but linear attenuation needs a tensor of the shape of `x_0`.")
+        return torch.cat([slope, -x_0 - slope / 2], dim=1)
+
+    def attenuate(self, coefficients: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
+        """
+        `H_t`, what the attenuation has added to the image by time `t` (arXiv 2306.13720, table 1).
+
+        Args:
+            coefficients (`torch.Tensor` of shape `(batch_size, num_coefficients * channels, ...)`): `c`, or `k` and `c`.
+            t (`float` or `torch.Tensor`): Time in [0, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, channels, ...)`.
+        """
+        t = broadcast_time(as_time(t), coefficients)
+        coefficients = at_least_float32(coefficients)
+        if self.attenuation == "constant":
+            return coefficients * t
+        k, c = coefficients.chunk(2, dim=1)
+        return k * (t**2 / 2) + c * t
+
+    def marginal(
+        self, x_0: torch.Tensor, coefficients: torch.Tensor, eps: torch.Tensor, t: float | torch.Tensor
+    ) -> torch.Tensor:
+        """`x_t = x_0 + H_t + sigma_t eps`, a draw of `q(x_t | x_0, H)` for `eps ~ N(0, I)`. Shapes as `x_0`."""
+        t = as_time(t)
+        sigma_t = broadcast_time(self.sigma(t), x_0)
+        return at_least_float32(x_0) + self.attenuate(coefficients, t) + sigma_t * at_least_float32(eps)
+
+    def clean(
+        self, x_t: torch.Tensor, coefficients: torch.Tensor, eps: torch.Tensor, t: float | torch.Tensor
+    ) -> torch.Tensor:
+        """
+        `x_0 = x_t - H_t - sigma_t eps`, the forward equation solved for the image.
+
+        For estimates and constant attenuation this is the blend `(1 - t) x_0(eps) + t (-c)` of the images that the
+        two estimates imply by themselves.
+        """
+        t = as_time(t)
+        sigma_t = broadcast_time(self.sigma(t), x_t)
+        return at_least_float32(x_t) - self.attenuate(coefficients, t) - sigma_t * at_least_float32(eps)
+
+    def bridge_scales(
+        self, s: float | torch.Tensor, t: float | torch.Tensor, eta: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The factors of `eps` and of the fresh noise in the posterior `q(x_s | x_t, x_0, H)`.
+
+        A Wiener path that is known at 0 and t is a Brownian bridge in between, of variance
+        `v = sigma_s^2 (1 - sigma_s^2 / sigma_t^2)`; `eta` scales its standard deviation, as DDIM's eta does.
+
+        Args:
+            s, t (`float` or `torch.Tensor`): Times with 0 <= s < t <= 1.
+            eta (`float`, defaults to 1.0): 1 for the exact posterior (the paper's step) ... 0 for no fresh noise.
+
+        Returns:
+            `(sqrt(sigma_s^2 - eta^2 v), eta sqrt(v))`, each of the broadcast shape of `s` and `t`.
+        """
+        s, t = as_time(s), as_time(t)
+        variance_s, ratio = self.sigma(s) ** 2, (self.sigma(s) / self.sigma(t)) ** 2
+        # sigma_s^2 - eta^2 v without the cancellation near s = t
+        kept = variance_s * ((1 - eta**2) + eta**2 * ratio)
+        return kept.sqrt(), eta * (variance_s * (1 - ratio)).sqrt()
+
+    def posterior(
+        self,
+        x_0: torch.Tensor,
+        coefficients: torch.Tensor,
+        eps: torch.Tensor,
+        s: float | torch.Tensor,
+        t: float | torch.Tensor,
+        eta: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Mean and standard deviation of the reverse step from t to s, of any size.
+
+            q(x_s | x_t, x_0, H) = N(x_0 + H_s + sqrt(sigma_s^2 - eta^2 v) eps,  eta^2 v I)
+
+        With `eta = 1` and `noise_schedule="sqrt"` this is the paper's `x_t + H_s - H_t - (t - s) / sqrt(t) eps` with
+        the variance `s (t - s) / t` (arXiv 2306.13720, section 3). At s = 0 it is the image itself, without noise.
+
+        Args:
+            x_0, eps (`torch.Tensor` of shape `(batch_size, channels, ...)`): Image and noise that make up `x_t`.
+            coefficients (`torch.Tensor` of shape `(batch_size, num_coefficients * channels, ...)`):
+                Attenuation coefficients.
+            s, t (`float` or `torch.Tensor`): Times with 0 <= s < t <= 1.
+            eta (`float`, defaults to 1.0): See [`~DecoupledProcess.bridge_scales`].
+
+        Returns:
+            The mean, of the shape of `x_0`, and the standard deviation, which broadcasts against it.
+        """
+        eps_scale, std = self.bridge_scales(s, t, eta)
+        mean = at_least_float32(x_0) + self.attenuate(coefficients, s)
+        mean = mean + broadcast_time(eps_scale, x_0) * at_least_float32(eps)
+        return mean, broadcast_time(std, x_0)

@@ -1,0 +1,1 @@
+from .scheduling_ddm import DDMScheduler, DDMSchedulerOutput

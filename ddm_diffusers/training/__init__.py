@@ -1,0 +1,4 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The objective of decoupled diffusion models, and what every training script shares."""
+
+from .objective import WEIGHTINGS, ddm_loss, loss_weights, sample_timesteps

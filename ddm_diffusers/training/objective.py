@@ -1,0 +1,149 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""The training objective of decoupled diffusion models and the drawing of its times (arXiv 2306.13720, section 3)."""
+
+import torch
+
+from ..models.preconditioning import precondition
+from ..process import at_least_float32
+from ..schedulers import DDMScheduler
+
+
+WEIGHTINGS = ("none", "inverse_time", "adm", "unit_variance")
+
+# Keeps 1 / (1 - t) and 1 / c_out^2 finite at the ends, as in both releases of the authors.
+WEIGHT_FLOOR = 1e-4
+
+
+def sample_timesteps(
+    scheduler: DDMScheduler,
+    batch_size: int,
+    device: str | torch.device | None = None,
+    generator: torch.Generator | None = None,
+    t_min: float = 1e-4,
+) -> torch.Tensor:
+    """
+    Draw training timesteps, `t * num_train_timesteps` with t uniform in (t_min, 1].
+
+    Args:
+        scheduler ([`DDMScheduler`]): Its `num_train_timesteps` is the unit.
+        batch_size (`int`): How many, 1 or more.
+        device (`str` or `torch.device`, *optional*): The device of the result.
+        generator (`torch.Generator`, *optional*): On any device.
+        t_min (`float`, defaults to 1e-4): The lower end, in [0, 1).
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)` and dtype float32.
+
+    Raises:
+        ValueError: `batch_size` or `t_min` is outside of its range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, but has to be 1 or more.")
+    if not 0 <= t_min < 1:
+        raise ValueError(f"`t_min` is {t_min}, but has to be in [0, 1).")
+    uniform = torch.rand(batch_size, generator=generator, device=generator.device if generator else device)
+    # 1 - u is in (0, 1], as torch.rand is in [0, 1)
+    t = 1 - (1 - t_min) * uniform
+    return t.to(device) * scheduler.config.num_train_timesteps
+
+
+def loss_weights(
+    scheduler: DDMScheduler, t: torch.Tensor, weighting: str, sigma_data: float = 1.0
+) -> tuple[torch.Tensor, ...]:
+    """
+    The weight of each predicted quantity at times `t`.
+
+    | `weighting` | of the attenuation coefficients | of the noise | from |
+    | --- | --- | --- | --- |
+    | `"none"` | 1 | 1 | the paper's plain objective |
+    | `"inverse_time"` | 1 / t | 1 / (1 - t + 1e-4) | the authors' first release |
+    | `"adm"` | (t^2 - t + 1) / t | (t^2 - t + 1) / (1 - t + 1e-4) | the authors' second release |
+    | `"unit_variance"` | 1 / c_out^2 | 1 / c_out^2 | uniform on the raw output of a preconditioned network |
+
+    Args:
+        scheduler ([`DDMScheduler`]): The process.
+        t (`torch.Tensor` of any shape): Times in (0, 1].
+        weighting (`str`): A name of the table.
+        sigma_data (`float`, defaults to 1.0): As the model's; for `"unit_variance"`.
+
+    Returns:
+        `tuple` of `torch.Tensor`, each of the shape of `t`: for `(c, eps)`, or `(k, c, eps)` with linear attenuation.
+
+    Raises:
+        ValueError: `weighting` is not in the table.
+    """
+    if weighting == "unit_variance":
+        c_out = precondition(scheduler.process, t, sigma_data).c_out
+        return tuple(1 / scale.square().clamp_min(WEIGHT_FLOOR**2) for scale in c_out)
+    if weighting == "none":
+        of_attenuation, of_noise = torch.ones_like(t), torch.ones_like(t)
+    elif weighting in ("inverse_time", "adm"):
+        scale = 1 if weighting == "inverse_time" else t**2 - t + 1
+        of_attenuation, of_noise = scale / t, scale / (1 - t + WEIGHT_FLOOR)
+    else:
+        raise ValueError(f"`weighting` is {weighting!r}, but has to be one of {WEIGHTINGS}.")
+    return (of_attenuation,) * scheduler.process.num_coefficients + (of_noise,)
+
+
+def ddm_loss(
+    scheduler: DDMScheduler,
+    model_output: torch.Tensor,
+    clean: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    attenuation: torch.Tensor | None = None,
+    weighting: str = "unit_variance",
+    sigma_data: float = 1.0,
+    reconstruction_weight: float = 0.0,
+) -> torch.Tensor:
+    r"""
+    The objective of decoupled diffusion models, the sum of the weighted squared errors of both outputs:
+
+        E[ w_1(t) |c_hat - c|^2 + w_2(t) |eps_hat - eps|^2 + reconstruction_weight (1 - t)^2 |x0_hat - x0|^2 ]
+
+    Args:
+        scheduler ([`DDMScheduler`]): The process.
+        model_output (`torch.Tensor` of shape `(batch_size, (num_coefficients + 1) * channels, ...)`):
+            The model's attenuation coefficients and noise.
+        clean (`torch.Tensor` of shape `(batch_size, channels, ...)`): The images.
+        noise (`torch.Tensor` of the shape of `clean`): The noise that was added to them.
+        timesteps (`torch.Tensor` of shape `(batch_size,)`): In (0, num_train_timesteps].
+        attenuation (`torch.Tensor`, *optional*):
+            What [`DDMScheduler.get_attenuation`] returned; needed for linear attenuation.
+        weighting (`str`, defaults to `"unit_variance"`): See [`loss_weights`].
+        sigma_data (`float`, defaults to 1.0): As the model's; for `"unit_variance"`.
+        reconstruction_weight (`float`, defaults to 0.0):
+            Weight of the error of the clean image; both releases of the authors have such a term.
+
+    Returns:
+        `torch.Tensor`: the 0-d loss, in float32 or better.
+
+    Raises:
+        ValueError: `model_output` has a wrong shape, `weighting` is unknown, or `attenuation` is missing.
+    """
+    process = scheduler.process
+    if attenuation is None:
+        if scheduler.config.attenuation == "linear":
+            raise ValueError(
+                "`attenuation` is None, but linear attenuation needs the coefficients that `get_attenuation` drew."
+            )
+        attenuation = scheduler.get_attenuation(clean)
+    target = at_least_float32(torch.cat([attenuation, noise], dim=1))
+    if model_output.shape != target.shape:
+        raise ValueError(
+            f"`model_output` has the shape {tuple(model_output.shape)}, but with attenuation"
+            f" {scheduler.config.attenuation!r} images of shape {tuple(clean.shape)} need {tuple(target.shape)}."
+        )
+    model_output = at_least_float32(model_output)
+    t = at_least_float32(timesteps) / scheduler.config.num_train_timesteps
+
+    # the mean squared error of each image and quantity: (batch_size, num_coefficients + 1)
+    errors = (model_output - target).square().unflatten(1, (-1, clean.shape[1])).flatten(2).mean(dim=2)
+    weights = torch.stack(loss_weights(scheduler, t, weighting, sigma_data), dim=1)
+    loss = (weights * errors).sum(dim=1).mean()
+    if reconstruction_weight:
+        coefficients, noise_hat = model_output.split([attenuation.shape[1], noise.shape[1]], dim=1)
+        noisy = process.marginal(clean, attenuation, noise, t)
+        error = (process.clean(noisy, coefficients, noise_hat, t) - clean).square().flatten(1).mean(dim=1)
+        loss = loss + reconstruction_weight * ((1 - t) ** 2 * error).mean()
+    return loss

@@ -213,9 +213,9 @@ class DDMUNet2DModel(UNet2DModel):
                     f" does not fit the model, which has {shape} there. Leave the options of the trunk as they are."
                 )
             weights[name] = weight
-        # assigning takes over the device and the dtype of the trained weights
         model.load_state_dict(weights)
-        return model.to(unet.device)
+        model = model.to(unet.device)
+        return model if model.dtype == unet.dtype else model.to(unet.dtype)
 
     def forward(
         self,

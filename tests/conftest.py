@@ -1,0 +1,75 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What all tests share: one thread, reproducible property tests, tiny models, and how an error message is judged."""
+
+import os
+from contextlib import contextmanager
+
+import diffusers
+import pytest
+import torch
+from hypothesis import settings
+
+from ddm_diffusers import DDMUNet2DModel
+
+
+# The tests compare bits. With several threads torch's last bit depends on the alignment of the weights in memory, which
+# differs between weights that were made here and weights that are mapped from a file.
+torch.set_num_threads(1)
+
+# Derandomized: a property test that fails on one machine fails on all of them. HYPOTHESIS_PROFILE=explore looks further.
+settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Two resolutions, attention, two residual blocks each way: every kind of part that a UNet has, in a few thousand weights.
+TINY_UNET = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than a few seconds, or measures time on the machine it runs on")
+
+
+@pytest.fixture
+def tiny_unet():
+    """`tiny_unet(seed=0, **options)` makes a small DDMUNet2DModel with random weights, the same for the same seed."""
+
+    def make(seed: int = 0, **options) -> DDMUNet2DModel:
+        torch.manual_seed(seed)
+        return DDMUNet2DModel(**{**TINY_UNET, **options}).eval()
+
+    return make
+
+
+@pytest.fixture
+def plain_unet():
+    """`plain_unet(seed=0, **options)` makes the UNet2DModel of the same configuration."""
+
+    def make(seed: int = 0, **options) -> diffusers.UNet2DModel:
+        torch.manual_seed(seed)
+        return diffusers.UNet2DModel(**{**TINY_UNET, **options}).eval()
+
+    return make
+
+
+@pytest.fixture
+def rejects():
+    """`with rejects("name", "value", "accepted"):` expects a ValueError whose message contains all of the parts."""
+
+    @contextmanager
+    def check(*parts: str):
+        with pytest.raises(ValueError) as caught:
+            yield
+        message = str(caught.value)
+        missing = [part for part in parts if part not in message]
+        assert not missing, f"the message lacks {missing}: {message}"
+
+    return check

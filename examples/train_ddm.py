@@ -24,7 +24,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import make_image_grid
 from huggingface_hub import create_repo, upload_folder
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
@@ -140,6 +140,16 @@ def parse_args(input_args=None):
     return args
 
 
+def default_block_out_channels(resolution):
+    """Up to six levels, as many as the resolution can be halved for, down to 4 pixels."""
+    block_out_channels = [128, 128, 256, 256, 512, 512]
+    while len(block_out_channels) > 1 and (resolution / 2 ** (len(block_out_channels) - 1)) not in range(
+        4, resolution
+    ):
+        block_out_channels.pop()
+    return block_out_channels
+
+
 def build_unet(args, channels, num_classes):
     """The model of `--model_config_name_or_path`, or one that suits the resolution."""
     options = {"in_channels": channels, "num_class_embeds": num_classes, "sample_size": args.resolution}
@@ -148,14 +158,7 @@ def build_unet(args, channels, num_classes):
         config = DDMUNet2DModel.load_config(args.model_config_name_or_path)
         return DDMUNet2DModel.from_config({**config, **options, "out_channels": None})
 
-    block_out_channels = args.block_out_channels
-    if block_out_channels is None:
-        # as many halvings as the resolution allows, down to 4 pixels
-        block_out_channels = [128, 128, 256, 256, 512, 512]
-        while args.resolution % 2 ** (len(block_out_channels) - 1) or args.resolution < 2 ** (
-            len(block_out_channels) + 1
-        ):
-            block_out_channels.pop()
+    block_out_channels = args.block_out_channels or default_block_out_channels(args.resolution)
     attention = [args.resolution // 2**level <= 16 for level in range(len(block_out_channels))]
     return DDMUNet2DModel(
         **options,
@@ -172,19 +175,21 @@ def build_unet(args, channels, num_classes):
 
 
 def sample_grid(pipeline, args, class_names):
-    """A square grid of samples, always from the same seed, with pixels large enough to be seen."""
+    """A square grid of samples, always from the same seed."""
     images = pipeline(
         batch_size=args.eval_batch_size,
         num_inference_steps=args.num_inference_steps,
         class_labels=None if class_names is None else [i % len(class_names) for i in range(args.eval_batch_size)],
         generator=torch.Generator().manual_seed(0),
     ).images
+    # small images enlarged so that their pixels can be seen, with a border so that they can be told apart
+    zoom = max(1, 48 // args.resolution)
+    images = [ImageOps.scale(image, zoom, Image.Resampling.NEAREST) for image in images]
+    images = [ImageOps.expand(image.convert("RGB"), border=2, fill="gray") for image in images]
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    images += [Image.new(images[0].mode, images[0].size)] * (rows * columns - len(images))
-    grid = make_image_grid(images, rows=rows, cols=columns)
-    zoom = max(1, 64 // args.resolution)
-    return grid.resize((grid.width * zoom, grid.height * zoom), Image.Resampling.NEAREST)
+    images += [Image.new("RGB", images[0].size, "gray")] * (rows * columns - len(images))
+    return make_image_grid(images, rows=rows, cols=columns)
 
 
 def main(args):
@@ -437,7 +442,7 @@ def log_grid(accelerator, grid, global_step):
     """Send a grid of samples to the trackers."""
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
-            pixels = np.asarray(grid.convert("RGB"))[None]
+            pixels = np.asarray(grid)[None]
             tracker.log_images({"samples": pixels}, step=global_step, dataformats="NHWC")
         elif tracker.name == "wandb":
             tracker.log_images({"samples": [grid]}, step=global_step)

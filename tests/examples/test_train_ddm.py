@@ -1,0 +1,163 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+`examples/train_ddm.py` as a user runs it, on scikit-learn's digits: it lowers the loss, what it saves draws digits, and
+what it cannot use it refuses.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ddm_diffusers import DDMPipeline, DDMUNet2DModel
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_ddm.py"
+
+# A network that is seen to learn within half a minute
+SMALL = ["--block_out_channels", "16", "32", "--logging_dir", "logs"]
+
+
+def train(*arguments, cwd):
+    """Run the script as its docstring says."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(SCRIPT)]
+    result = subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_ddm", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A class-conditional run of 300 steps with a checkpoint after 200."""
+    cwd = tmp_path_factory.mktemp("run")
+    arguments = [*SMALL, "--output_dir", "out", "--max_train_steps", "300", "--class_conditional"]
+    result = train(*arguments, "--checkpointing_steps", "200", "--save_images_epochs", "5", cwd=cwd)
+    return cwd / "out", arguments, result
+
+
+def scalars(folder, name, run=0):
+    """What TensorBoard shows of the run with this number."""
+    events = sorted(
+        (folder / "logs" / "train_ddm").glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime
+    )
+    return np.array([event.value for event in EventAccumulator(str(events[run])).Reload().Scalars(name)])
+
+
+def assert_falls(first, last):
+    """The mean falls by six standard errors, so that it cannot be noise."""
+    standard_error = np.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
+    assert last.mean() < first.mean() - 6 * standard_error
+
+
+def frechet_distance(a, b):
+    """Between Gaussian fits of two sets of images, pixel by pixel."""
+    a, b = a.reshape(len(a), -1).astype(float), b.reshape(len(b), -1).astype(float)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # the eigenvalues of the product are those of its symmetric form; some are 0, as some pixels are always black
+    root = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0)).sum()
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b) - 2 * root
+
+
+def samples(pipeline, count, seed):
+    labels = np.arange(count) % 10
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    return pipeline(count, class_labels=labels, generator=generator, output_type="np").images
+
+
+def test_loss_falls_and_is_logged(run):
+    folder, _, result = run
+    loss = scalars(folder, "loss")
+    assert len(loss) == 300
+    assert_falls(loss[:50], loss[-50:])
+    assert (scalars(folder, "images_per_second") > 0).all()
+    assert "loss=" in result.stderr and "images_per_s=" in result.stderr and "300/300" in result.stderr
+
+
+def test_trained_images_are_nearer_to_the_data(run):
+    pipeline = DDMPipeline.from_pretrained(run[0])
+    untrained = DDMPipeline(DDMUNet2DModel.from_config(pipeline.unet.config), pipeline.scheduler)
+    digits = load_digits().images / 16
+    trained_distances = [frechet_distance(samples(pipeline, 200, seed), digits) for seed in range(3)]
+    untrained_distances = [frechet_distance(samples(untrained, 200, seed), digits) for seed in range(3)]
+    # three sets each tell how much of a distance is chance: far less than a factor of 3
+    assert max(trained_distances) < 1.5 * min(trained_distances)
+    assert max(untrained_distances) < 1.5 * min(untrained_distances)
+    assert max(trained_distances) < min(untrained_distances) / 3
+
+
+def test_folder_holds_a_pipeline_and_its_pictures(run):
+    folder, _, _ = run
+    assert {"model_index.json", "unet", "scheduler", "samples.png", "checkpoint-200"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert [path.name for path in (folder / "unet").iterdir() if path.suffix not in (".json", ".safetensors")] == []
+    # 8 x 8 images of 8 x 8 pixels, each pixel drawn 6 x 6, with a border of 2
+    with Image.open(folder / "samples.png") as grid:
+        assert grid.size == (416, 416)
+        assert grid.getextrema()[0] != (0, 0)
+    assert list((folder / "samples").glob("step-*.png"))
+
+
+def test_resuming_continues_from_the_checkpoint(run):
+    folder, arguments, _ = run
+    arguments = ["320" if value == "300" else value for value in arguments]
+    result = train(*arguments, "--resume_from_checkpoint", "latest", cwd=folder.parent)
+    assert "Resuming from out/checkpoint-200" in result.stderr
+    resumed = scalars(folder, "loss", run=1)
+    assert len(resumed) == 120
+    # a fresh start would begin where the first run began
+    assert_falls(scalars(folder, "loss")[:50], resumed[:50])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train_data_dir", "nowhere"], "`train_data_dir` is 'nowhere', but there is no such folder"),
+        (["--resolution", "9", "--block_out_channels", "16", "32"], "a multiple of 2"),
+        (["--num_heads", "1", "--attenuation", "linear"], "`num_heads` is 1"),
+        (["--resume_from_checkpoint", "checkpoint-7"], "`--resume_from_checkpoint` is 'checkpoint-7'"),
+    ],
+)
+def test_bad_arguments_are_refused(script, tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        script.main(script.parse_args([*arguments, "--output_dir", str(tmp_path / "out"), "--logger", "none"]))
+    assert not (tmp_path / "out" / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--train_batch_size", "0"], ["--weighting", "best"], ["--resolution", "-1"]])
+def test_bad_options_are_refused_by_the_parser(script, capsys, arguments):
+    with pytest.raises(SystemExit):
+        script.parse_args(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("resolution", "levels"), [(8, 2), (28, 3), (32, 4), (64, 5), (256, 6), (9, 1)])
+def test_default_model_suits_the_resolution(script, resolution, levels):
+    args = script.parse_args(["--train_data_dir", "somewhere", "--resolution", str(resolution)])
+    assert len(script.default_block_out_channels(args.resolution)) == levels
+
+
+@pytest.mark.slow
+def test_without_arguments(tmp_path):
+    """The main job: digits, at most 5 minutes on two CPU cores. The time is reported, not tested."""
+    train(cwd=tmp_path)
+    pipeline = DDMPipeline.from_pretrained(tmp_path / "ddm-model")
+    assert len(pipeline(batch_size=2, num_inference_steps=10).images) == 2
+    with Image.open(tmp_path / "ddm-model" / "samples.png") as grid:
+        assert grid.size == (416, 416)

@@ -12,8 +12,7 @@ from hypothesis import settings
 from ddm_diffusers import DDMUNet2DModel
 
 
-# The tests compare bits. With several threads torch's last bit depends on the alignment of the weights in memory, which
-# differs between weights that were made here and weights that are mapped from a file.
+# The tests compare bits, and with several threads torch's last bit depends on how the work was split.
 torch.set_num_threads(1)
 
 # Derandomized: a property test that fails on one machine fails on all of them. HYPOTHESIS_PROFILE=explore looks further.
@@ -32,10 +31,6 @@ TINY_UNET = {
     "attention_head_dim": 4,
     "norm_num_groups": 4,
 }
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than a few seconds, or measures time on the machine it runs on")
 
 
 @pytest.fixture
@@ -58,6 +53,20 @@ def plain_unet():
         return diffusers.UNet2DModel(**{**TINY_UNET, **options}).eval()
 
     return make
+
+
+@pytest.fixture
+def own_memory():
+    """
+    `own_memory(model)` moves weights that are mapped from a file to memory of their own. A file aligns them differently,
+    and by alignment torch chooses the kernel of a matrix product, whose last bit differs.
+    """
+
+    def move(model: torch.nn.Module) -> None:
+        for weight in model.parameters():
+            weight.data = weight.data.clone()
+
+    return move
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ etas = st.floats(0, 1)
 seeds = st.integers(0, 2**32 - 1)
 # s < t, with s = 0 and t = 1 among them
 ordered_times = st.tuples(st.floats(0, 0.999), st.floats(0.01, 1)).map(lambda pair: (pair[0] * pair[1], pair[1]))
-ALL_PROCESSES = [
-    (attenuation, schedule) for attenuation in ("constant", "linear") for schedule in ("sqrt", "linear")
-]
+ALL_PROCESSES = [(attenuation, schedule) for attenuation in ("constant", "linear") for schedule in ("sqrt", "linear")]
 
 
 def true_sigma(noise_schedule, t):

@@ -202,8 +202,8 @@ class DDMUNet2DModel(UNet2DModel):
                 condition = weight.new_zeros(len(weight), model.config.conditioning_channels, *weight.shape[2:])
                 weight = torch.cat([weight, condition], dim=1)
             elif name.removeprefix("noise_").startswith("conv_out."):
-                weight = weight[: model.config.in_channels]
-                weight = weight.repeat(len(weights[name]) // len(weight), *(1 for _ in weight.shape[1:]))
+                num_fields = len(weights[name]) // model.config.in_channels
+                weight = weight[: model.config.in_channels].repeat(num_fields, *(1 for _ in weight.shape[1:]))
             elif name == "class_embedding.weight" and name in weights:
                 weight = torch.cat([weight, weight.mean(dim=0, keepdim=True)])
             if name not in weights or weights[name].shape != weight.shape:
@@ -353,6 +353,11 @@ class DDMUNet2DModel(UNet2DModel):
                 "`class_labels` is None, but the model has a class embedding and needs a label for each image."
                 if class_labels is None
                 else "`class_labels` is given, but the model has no class embedding and accepts only None."
+            )
+        if class_labels is not None and class_labels.shape[0] != sample.shape[0]:
+            raise ValueError(
+                f"`class_labels` has the shape {tuple(class_labels.shape)}, but needs a label for each of the"
+                f" {sample.shape[0]} images."
             )
 
 

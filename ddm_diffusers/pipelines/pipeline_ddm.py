@@ -91,11 +91,9 @@ class DDMPipeline(DiffusionPipeline):
                 f"`generator` is a list of length {len(generator)}, but has to have one generator for each of the"
                 f" {batch_size} images of `batch_size`."
             )
-        if latents is not None and tuple(latents.shape) != self._latents_shape(batch_size):
-            raise ValueError(
-                f"`latents` has the shape {tuple(latents.shape)}, but has to be of shape"
-                f" {self._latents_shape(batch_size)}."
-            )
+        shape = self._latents_shape(batch_size)
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` has the shape {tuple(latents.shape)}, but has to be of shape {shape}.")
         unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -130,10 +128,14 @@ class DDMPipeline(DiffusionPipeline):
         """Bring the labels to shape `(batch_size,)` on `device`, checked before they leave the CPU."""
         if class_labels is None:
             return None
-        labels = torch.as_tensor(class_labels)
-        if labels.ndim == 0:
+        try:
+            labels = torch.as_tensor(class_labels)
+            whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        except (TypeError, ValueError, RuntimeError):
+            whole = False
+        if whole and labels.ndim == 0:
             labels = labels.expand(batch_size)
-        if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != (batch_size,):
+        if not whole or labels.shape != (batch_size,):
             raise ValueError(
                 f"`class_labels` is {class_labels}, but has to be a whole number, or one for each of the {batch_size}"
                 " images of `batch_size`."
@@ -237,14 +239,14 @@ class DDMPipeline(DiffusionPipeline):
         )
         device = self._execution_device
         class_labels = self.prepare_class_labels(class_labels, batch_size, device)
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
 
         # 2. Prepare timesteps; without a look-up of the first one, the loop never waits for the device
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         self.scheduler.set_begin_index(0)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
 
         # 3. Prepare latents and the classes of both halves of a guided batch
         latents = self.prepare_latents(batch_size, generator, latents, device)

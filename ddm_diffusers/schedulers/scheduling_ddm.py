@@ -52,7 +52,7 @@ class DDMScheduler(SchedulerMixin, ConfigMixin):
             The model returns attenuation coefficients and noise, concatenated on dim 1.
         solver_order (`int`, defaults to 1):
             1, the paper's step; or 2, which extrapolates the estimate of the clean sample from the last two
-            evaluations (DPM-Solver++(2M), arXiv 2211.01095) and needs constant attenuation.
+            evaluations (DPM-Solver++(2M), arXiv 2211.01095), derives the noise from it, and needs constant attenuation.
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
         time_grid (`"uniform"` or `"power"`, defaults to `"uniform"`):
             `t_i = 1 - i / N`, the paper's; or `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0.
@@ -178,7 +178,8 @@ class DDMScheduler(SchedulerMixin, ConfigMixin):
             times = self._grid(int(num_inference_steps))
         else:
             times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu") / T
-            falling = times.ndim == 1 and len(times) > 0 and bool((times.diff() < 0).all())
+            # in the precision that the model is told them
+            falling = times.ndim == 1 and len(times) > 0 and bool((times.float().diff() < 0).all())
             _check(
                 falling and bool(times[0] <= 1) and bool(times[-1] > 0),
                 f"strictly falling numbers in (0, {T}]",
@@ -197,7 +198,9 @@ class DDMScheduler(SchedulerMixin, ConfigMixin):
         if self.config.time_grid == "uniform":
             return 1 - i / num_steps
         rho, t_min = self.config.rho, self.config.t_min
-        return (1 + i / max(num_steps - 1, 1) * (t_min ** (1 / rho) - 1)) ** rho
+        fraction = i / max(num_steps - 1, 1)
+        # as a blend, which ends at t_min even where t_min^(1 / rho) is lost beside 1
+        return ((1 - fraction) + fraction * t_min ** (1 / rho)) ** rho
 
     def step(
         self,
@@ -316,7 +319,7 @@ class DDMScheduler(SchedulerMixin, ConfigMixin):
                 f" sample of shape {tuple(sample.shape)} needs {expected}: coefficients and noise, concatenated on"
                 " dim 1."
             )
-        if isinstance(generator, list) and len(generator) not in (1, sample.shape[0]):
+        if isinstance(generator, list) and len(generator) != sample.shape[0]:
             raise ValueError(
                 f"`generator` is a list of length {len(generator)}, but the batch has {sample.shape[0]} samples; one"
                 " generator is accepted, or a list of one for each sample."

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddm_diffusers import DecoupledProcess, DDMScheduler
+from ddm_diffusers import DDMScheduler, DecoupledProcess
 from ddm_diffusers.models.preconditioning import SLOPE_VARIANCE, precondition
 
 

@@ -219,13 +219,21 @@ def test_second_order_is_dpm_solver_2m(times, options, noise_schedule, clip_samp
     else:
         scheduler.set_timesteps(len(times))
 
+    def model(x, t):
+        # The first estimate satisfies the forward equation: the scheduler's first step keeps the model's noise, while
+        # the solver derives noise from the image. From there on the outputs disagree, and many leave the range.
+        image = 0.8 * (0.9 * x).tanh() + 0.1
+        sigma_t = true_sigma(scheduler, t)
+        return -image, (x - (1 - t) * image) / sigma_t + (0.7 * (2 * x).sin() if t < times[0] else 0)
+
     def denoise(x, t, sigma_t):
-        c, eps = toy_output(x).chunk(2, dim=1)
+        c, eps = model(x, t)
         x_0 = x - c * t - sigma_t * eps
         return x_0.clamp(-1, 1) if clip_sample else x_0
 
-    x = draw(2, 3, 8, dtype=torch.float64)
-    ours, _ = run(scheduler, x, lambda x, t: toy_output(x))
+    x = ours = draw(2, 3, 8, dtype=torch.float64)
+    for t, timestep in zip(times, scheduler.timesteps, strict=True):
+        ours = scheduler.step(torch.cat(model(ours, t), dim=1), timestep, ours).prev_sample
     torch.testing.assert_close(ours, dpm_solver_2m(x, times, noise_schedule, denoise), rtol=0, atol=1e-9)
 
 
@@ -256,8 +264,10 @@ def test_second_order_differs_from_first_where_it_should():
         scheduler = DDMScheduler(solver_order=order, eta=0.0)
         scheduler.set_timesteps(4)
         x, results[order] = draw(1, 2, 4), []
-        for timestep in scheduler.timesteps:
-            x = scheduler.step(toy_output(x), timestep, x).prev_sample
+        for timestep in scheduler.timesteps.tolist():
+            t, image = timestep / 1000, (0.8 * x).tanh()
+            model_output = torch.cat([-image, (x - (1 - t) * image) / t**0.5], dim=1)
+            x = scheduler.step(model_output, timestep, x).prev_sample
             results[order].append(x)
     # the first step has no predecessor, the second one's predecessor is at lambda = -infinity
     torch.testing.assert_close(results[1][:2], results[2][:2], rtol=0, atol=1e-6)
@@ -300,7 +310,6 @@ def test_grids(options, expected, num_steps, num_train_timesteps):
     assert timesteps.tolist() == pytest.approx([t * num_train_timesteps for t in times], rel=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="1 + (t_min ** (1 / rho) - 1) cancels for a small rho: the last time becomes 0")
 @pytest.mark.parametrize("rho", [0.25, 0.2])
 def test_power_grid_of_a_small_rho_ends_at_t_min(rho):
     scheduler = DDMScheduler(time_grid="power", rho=rho, t_min=1e-4)
@@ -308,7 +317,7 @@ def test_power_grid_of_a_small_rho_ends_at_t_min(rho):
     assert scheduler.timesteps[-1].item() == pytest.approx(1e-4 * 1000, rel=1e-6)
 
 
-@given(st.lists(st.floats(1e-3, 1000, width=32), min_size=1, max_size=20, unique=True), st.booleans())
+@given(st.lists(st.floats(0.125, 1000, width=32), min_size=1, max_size=20, unique=True), st.booleans())
 def test_custom_timesteps_are_taken_as_they_are(timesteps, as_tensor):
     timesteps = sorted(timesteps, reverse=True)
     scheduler = DDMScheduler()
@@ -500,9 +509,7 @@ def test_what_stock_pipelines_rely_on():
     scheduler.set_timesteps(2)
     out = scheduler.step(toy_output(x), 1000.0, x, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(2)
-    as_tuple = scheduler.step(
-        toy_output(x), 1000.0, x, generator=torch.Generator().manual_seed(0), return_dict=False
-    )
+    as_tuple = scheduler.step(toy_output(x), 1000.0, x, generator=torch.Generator().manual_seed(0), return_dict=False)
     assert isinstance(out, DDMSchedulerOutput) and isinstance(as_tuple, tuple)
     assert torch.equal(out.prev_sample, as_tuple[0]) and torch.equal(out.pred_original_sample, as_tuple[1])
 

@@ -195,7 +195,7 @@ def test_any_rank(attenuation, shape):
 
 @pytest.mark.parametrize("num_train_timesteps, t_min", [(1000, 1e-4), (250, 0.0), (1000, 0.4)])
 def test_times_are_uniform(num_train_timesteps, t_min):
-    num_samples = 100_000
+    num_samples = 1_000_000
     scheduler = DDMScheduler(num_train_timesteps)
     timesteps = sample_timesteps(scheduler, num_samples, generator=torch.Generator().manual_seed(0), t_min=t_min)
     assert timesteps.shape == (num_samples,) and timesteps.dtype == torch.float32
@@ -211,7 +211,8 @@ def test_times_are_uniform(num_train_timesteps, t_min):
 def test_times_are_reproducible():
     scheduler = DDMScheduler()
     first, again, other = (
-        sample_timesteps(scheduler, 5, device="cpu", generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        sample_timesteps(scheduler, 5, device="cpu", generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     torch.manual_seed(3)

@@ -1,0 +1,451 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Proves that `DDMPipeline` makes the images that its parts define: those of a sampling loop written out here and of the
+stock DDPMPipeline, with exactly one evaluation of the model a step; that guidance, latents, callbacks and a VAE act as
+they do in diffusers; and that a pipeline survives saving bit by bit.
+"""
+
+import json
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pipeline(tiny_unet):
+    """`pipeline(scheduler_options, **unet_options)` makes a quiet pipeline around a tiny model."""
+
+    def make(scheduler_options=None, vae=None, **unet_options):
+        pipe = DDMPipeline(tiny_unet(**unet_options), DDMScheduler(**(scheduler_options or {})), vae=vae)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+@torch.no_grad()
+def sample_by_hand(pipe, x, num_steps, generator, model):
+    pipe.scheduler.set_timesteps(num_steps)
+    for timestep in pipe.scheduler.timesteps:
+        x = pipe.scheduler.step(model(x, timestep), timestep, x, generator=generator).prev_sample
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+def evaluations(pipe, **arguments):
+    """The batch sizes with which a call evaluates the model."""
+    batches = []
+    hook = pipe.unet.register_forward_hook(lambda module, inputs, output: batches.append(len(inputs[0])))
+    pipe(output_type="pt", **arguments)
+    hook.remove()
+    return batches
+
+
+# --------------------------------------------------------------------------------------------------------------- the images
+
+
+@pytest.mark.parametrize(
+    "unet_options", [{}, {"in_channels": 1}, {"attenuation": "linear"}, {"num_decoders": 2}], ids=str
+)
+def test_the_images_are_those_of_the_loop_written_out(unet_options, pipeline):
+    attenuation = unet_options.get("attenuation", "constant")
+    pipe = pipeline({"attenuation": attenuation}, **unet_options)
+    images = pipe(batch_size=2, num_inference_steps=3, generator=seeded(), output_type="pt").images
+    generator = seeded()
+    x = torch.randn(2, pipe.unet.config.in_channels, 8, 8, generator=generator)
+    expected = sample_by_hand(pipe, x, 3, generator, lambda x, t: pipe.unet(x, t).sample)
+    assert images.shape == expected.shape
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+@pytest.mark.parametrize("scheduler_options", [{}, {"solver_order": 2, "eta": 0.5, "time_grid": "power"}], ids=str)
+def test_the_stock_pipeline_makes_the_same_images(scheduler_options, output_type, pipeline):
+    ours = pipeline(scheduler_options)
+    stock = diffusers.DDPMPipeline(ours.unet, DDMScheduler(**scheduler_options))
+    stock.set_progress_bar_config(disable=True)
+    images, expected = (
+        np.array(pipe(batch_size=2, num_inference_steps=4, generator=seeded(), output_type=output_type).images)
+        for pipe in (ours, stock)
+    )
+    assert np.array_equal(images, expected)
+    assert images.std() > 0
+
+
+@pytest.mark.parametrize("in_channels, mode", [(1, "L"), (3, "RGB")])
+def test_output_types(in_channels, mode, pipeline):
+    pipe = pipeline(in_channels=in_channels, sample_size=(8, 12))
+    outputs = {
+        output_type: pipe(batch_size=2, num_inference_steps=2, generator=seeded(), output_type=output_type)
+        for output_type in ("pil", "np", "pt")
+    }
+    assert all(isinstance(output, diffusers.ImagePipelineOutput) for output in outputs.values())
+    tensor, array, images = (outputs[name].images for name in ("pt", "np", "pil"))
+    assert tensor.shape == (2, in_channels, 8, 12)
+    assert tensor.min() >= 0 and tensor.max() <= 1
+    assert np.array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    for image, pixels in zip(images, array, strict=True):
+        assert isinstance(image, PIL.Image.Image)
+        assert (image.mode, image.size) == (mode, (12, 8))
+        assert np.array_equal(np.array(image).reshape(8, 12, in_channels), (pixels * 255).round().astype("uint8"))
+    as_tuple = pipe(batch_size=2, num_inference_steps=2, generator=seeded(), output_type="pt", return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple) == 1
+    assert torch.equal(as_tuple[0], tensor)
+
+
+def test_defaults_make_one_image_in_ten_steps(pipeline):
+    pipe = pipeline()
+    assert len(pipe().images) == 1
+    assert pipe.num_timesteps == 10
+
+
+def test_a_plain_unet2d_is_a_valid_model(plain_unet):
+    pipe = DDMPipeline(plain_unet(out_channels=6), DDMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    assert evaluations(pipe, num_inference_steps=3) == [1] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype, pipeline):
+    pipe = pipeline().to(dtype)
+    seen = []
+    pipe(
+        num_inference_steps=2,
+        callback_on_step_end=lambda pipe, i, t, tensors: seen.append(tensors["latents"].dtype),
+    )
+    assert seen == [dtype] * 2
+
+
+# -------------------------------------------------------------------------------------------------- evaluations and randomness
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+@pytest.mark.parametrize(
+    "scheduler_options",
+    [{}, {"time_grid": "power"}, {"solver_order": 2}, {"eta": 0.0, "noise_schedule": "linear"}],
+    ids=str,
+)
+def test_one_evaluation_a_step(scheduler_options, num_steps, pipeline):
+    pipe = pipeline(scheduler_options, num_class_embeds=3)
+    arguments = {"batch_size": 2, "num_inference_steps": num_steps, "class_labels": 1}
+    assert evaluations(pipe, **arguments) == [2] * num_steps
+    assert len(pipe.scheduler.timesteps) == num_steps
+    assert evaluations(pipe, guidance_scale=2.0, **arguments) == [4] * num_steps
+
+
+def test_a_list_of_generators_equals_one_by_one(pipeline):
+    pipe = pipeline()
+    arguments = {"num_inference_steps": 4, "output_type": "pt"}
+    together = pipe(batch_size=3, generator=[seeded(i) for i in range(3)], **arguments).images
+    for i in range(3):
+        alone = pipe(generator=seeded(i), **arguments).images
+        # convolutions of another batch size may round differently; 4 steps of a model of gain of order 1
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_latents_replace_the_initial_noise(pipeline):
+    pipe = pipeline({"eta": 0.0})
+    latents = torch.randn(2, 3, 8, 8, generator=seeded())
+    kept = latents.clone()
+    arguments = {"batch_size": 2, "num_inference_steps": 3, "output_type": "pt"}
+    images = pipe(latents=latents, **arguments).images
+    assert torch.equal(images, pipe(generator=seeded(), **arguments).images)
+    assert not torch.equal(images, pipe(latents=-latents, **arguments).images)
+    assert torch.equal(latents, kept)
+
+
+# ------------------------------------------------------------------------------------------------------ classes and guidance
+
+
+@pytest.mark.parametrize("labels", [2, [2, 2], torch.tensor([2, 2]), torch.tensor(2), np.array([2, 2])], ids=repr)
+def test_class_labels(labels, pipeline):
+    pipe = pipeline(num_class_embeds=3)
+    arguments = {"batch_size": 2, "num_inference_steps": 2, "output_type": "pt"}
+    images = pipe(class_labels=labels, generator=seeded(), **arguments).images
+    generator = seeded()
+    expected = sample_by_hand(
+        pipe,
+        torch.randn(2, 3, 8, 8, generator=generator),
+        2,
+        generator,
+        lambda x, t: pipe.unet(x, t, torch.tensor([2, 2])).sample,
+    )
+    assert torch.equal(images, expected)
+    assert not torch.equal(images, pipe(class_labels=[2, 1], generator=seeded(), **arguments).images)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0, 3.0])
+def test_guidance_is_linear_in_both_predictions(guidance_scale, pipeline):
+    pipe = pipeline(num_class_embeds=3)
+    images = pipe(
+        batch_size=2,
+        num_inference_steps=3,
+        class_labels=[0, 2],
+        guidance_scale=guidance_scale,
+        generator=seeded(),
+        output_type="pt",
+    ).images
+
+    def model(x, t):
+        of_class = pipe.unet(x, t, torch.tensor([0, 2])).sample
+        of_none = pipe.unet(x, t, torch.tensor([3, 3])).sample  # the label num_class_embeds stands for "no class"
+        return (1 - guidance_scale) * of_none + guidance_scale * of_class
+
+    generator = seeded()
+    expected = sample_by_hand(pipe, torch.randn(2, 3, 8, 8, generator=generator), 3, generator, model)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    assert pipe.guidance_scale == guidance_scale
+    assert pipe.do_classifier_free_guidance == (guidance_scale != 1.0)
+
+
+# --------------------------------------------------------------------------------------------- callbacks, interruption, progress
+
+
+def test_a_callback_sees_every_step(pipeline):
+    pipe = pipeline()
+    steps = []
+
+    def callback(pipe, step_index, timestep, tensors):
+        assert list(tensors) == ["latents"]
+        steps.append((step_index, float(timestep), tensors["latents"].clone()))
+
+    images = pipe(num_inference_steps=4, generator=seeded(), output_type="pt", callback_on_step_end=callback).images
+    assert [step[:2] for step in steps] == [(0, 1000.0), (1, 750.0), (2, 500.0), (3, 250.0)]
+    assert torch.equal((steps[-1][2] / 2 + 0.5).clamp(0, 1), images)
+    assert torch.equal(images, pipe(num_inference_steps=4, generator=seeded(), output_type="pt").images)
+
+
+def test_a_callback_may_replace_the_latents(pipeline):
+    pipe = pipeline()
+    images = pipe(
+        num_inference_steps=2,
+        output_type="pt",
+        callback_on_step_end=lambda pipe, i, t, tensors: {"latents": torch.full_like(tensors["latents"], 0.5 * i)},
+    ).images
+    assert torch.equal(images, torch.full_like(images, 0.75))
+
+
+def test_a_callback_that_asks_for_nothing(pipeline):
+    seen = []
+    pipeline()(
+        num_inference_steps=2,
+        callback_on_step_end=lambda pipe, i, t, tensors: seen.append(tensors),
+        callback_on_step_end_tensor_inputs=[],
+    )
+    assert seen == [{}, {}]
+
+
+def test_interrupt_skips_the_remaining_steps(pipeline):
+    pipe = pipeline()
+
+    def callback(pipe, step_index, timestep, tensors):
+        pipe._interrupt = step_index == 1
+        return {}
+
+    assert evaluations(pipe, num_inference_steps=5, callback_on_step_end=callback) == [1, 1]
+    assert pipe.interrupt
+    assert evaluations(pipe, num_inference_steps=5) == [1] * 5  # the next call starts afresh
+
+
+def test_progress_bar(pipeline, capsys):
+    pipe = pipeline()
+    pipe.set_progress_bar_config(disable=False)
+    pipe(num_inference_steps=3)
+    assert "3/3" in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    pipe(num_inference_steps=3)
+    assert capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------------------ latent space
+
+
+@pytest.fixture
+def tiny_vae():
+    def make(**options):
+        torch.manual_seed(1)
+        return diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            norm_num_groups=2,
+            latent_channels=4,
+            **options,
+        ).eval()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "vae_options", [{"scaling_factor": 0.3}, {"scaling_factor": 0.5, "shift_factor": 0.2}], ids=str
+)
+@torch.no_grad()
+def test_a_vae_decodes_the_latents(vae_options, pipeline, tiny_vae):
+    vae = tiny_vae(**vae_options)
+    pipe = pipeline(vae=vae, in_channels=4)
+    final = []
+    images = pipe(
+        batch_size=2,
+        num_inference_steps=2,
+        output_type="pt",
+        callback_on_step_end=lambda pipe, i, t, tensors: final.append(tensors["latents"]),
+    ).images
+    # diffusers' convention: latents = (encoded - shift_factor) * scaling_factor
+    latents = final[-1] / vae_options["scaling_factor"] + vae_options.get("shift_factor", 0)
+    expected = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    assert images.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------------------------- saving
+
+
+def component_names(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    return {name: value for name, value in index.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("with_vae", [False, True], ids=["", "vae"])
+@pytest.mark.parametrize("attenuation", ["constant", "linear"])
+def test_save_and_load(attenuation, with_vae, pipeline, tiny_vae, own_memory, tmp_path):
+    pipe = pipeline(
+        {"attenuation": attenuation, "eta": 0.5},
+        vae=tiny_vae() if with_vae else None,
+        attenuation=attenuation,
+        in_channels=4 if with_vae else 3,
+        num_class_embeds=3,
+    )
+    pipe.save_pretrained(tmp_path)
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    weights = [name for name in files if not name.endswith(".json")]
+    assert weights and all(name.endswith(".safetensors") for name in weights)
+    assert component_names(tmp_path) == {
+        "scheduler": ["ddm_diffusers", "DDMScheduler"],
+        "unet": ["ddm_diffusers", "DDMUNet2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"] if with_vae else [None, None],
+    }
+    # an inner module's path would tie every checkpoint to the layout of the package
+    for name in files:
+        if name.endswith(".json"):
+            assert "ddm_diffusers." not in (tmp_path / name).read_text(), name
+
+    loaded = DDMPipeline.from_pretrained(tmp_path)
+    own_memory(loaded.unet)
+    if with_vae:
+        own_memory(loaded.vae)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.unet, DDMUNet2DModel) and isinstance(loaded.scheduler, DDMScheduler)
+    arguments = {"batch_size": 2, "num_inference_steps": 3, "class_labels": [0, 2], "guidance_scale": 2.0}
+    images, again = (each(generator=seeded(), output_type="np", **arguments).images for each in (pipe, loaded))
+    assert np.array_equal(images, again)
+
+
+def test_the_stock_pipeline_saves_and_loads_our_components(tiny_unet, own_memory, tmp_path):
+    stock = diffusers.DDPMPipeline(tiny_unet(), DDMScheduler(solver_order=2))
+    stock.set_progress_bar_config(disable=True)
+    stock.save_pretrained(tmp_path)
+    assert component_names(tmp_path) == {
+        "scheduler": ["ddm_diffusers", "DDMScheduler"],
+        "unet": ["ddm_diffusers", "DDMUNet2DModel"],
+    }
+    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    own_memory(loaded.unet)
+    loaded.set_progress_bar_config(disable=True)
+    assert isinstance(loaded.unet, DDMUNet2DModel) and isinstance(loaded.scheduler, DDMScheduler)
+    assert loaded.scheduler.config.solver_order == 2
+    images, again = (
+        pipe(num_inference_steps=3, generator=seeded(), output_type="np").images for pipe in (stock, loaded)
+    )
+    assert np.array_equal(images, again)
+
+
+def test_components_make_another_pipeline(pipeline):
+    pipe = pipeline()
+    assert set(pipe.components) == {"unet", "scheduler", "vae"}
+    other = DDMPipeline(**pipe.components)
+    assert other.unet is pipe.unet and other.vae is None
+
+
+# ------------------------------------------------------------------------------------------------------------------ bad input
+
+
+def generators(count):
+    return [seeded(i) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    "unet_options, arguments, parts",
+    [
+        ({}, {"num_inference_steps": 0}, ("`num_inference_steps`", "0", "whole number of 1 or more")),
+        ({}, {"num_inference_steps": -1}, ("`num_inference_steps`", "-1", "whole number of 1 or more")),
+        ({}, {"num_inference_steps": 2.5}, ("`num_inference_steps`", "2.5", "whole number of 1 or more")),
+        ({}, {"batch_size": 0}, ("`batch_size`", "0", "whole number of 1 or more")),
+        ({}, {"batch_size": 1.5}, ("`batch_size`", "1.5", "whole number of 1 or more")),
+        ({}, {"output_type": "jpg"}, ("`output_type`", "'jpg'", "'pil'", "'np'", "'pt'")),
+        ({}, {"batch_size": 2, "generator": generators(3)}, ("`generator`", "length 3", "each of the 2")),
+        ({}, {"batch_size": 2, "generator": generators(1)}, ("`generator`", "length 1", "each of the 2")),
+        ({}, {"latents": torch.zeros(2, 3, 8, 8)}, ("`latents`", "(2, 3, 8, 8)", "(1, 3, 8, 8)")),
+        ({}, {"latents": torch.zeros(1, 3, 8, 4)}, ("`latents`", "(1, 3, 8, 4)", "(1, 3, 8, 8)")),
+        (
+            {},
+            {"callback_on_step_end_tensor_inputs": ["latents", "prompt"]},
+            ("`callback_on_step_end_tensor_inputs`", "'prompt'", "['latents']"),
+        ),
+        ({}, {"class_labels": 1}, ("`class_labels`", "1", "None")),
+        ({}, {"guidance_scale": 2.0}, ("`guidance_scale`", "2.0", "1.0")),
+        ({"num_class_embeds": 3}, {}, ("`class_labels`", "None", "[0, 2]")),
+        ({"num_class_embeds": 3}, {"class_labels": 3}, ("`class_labels`", "3", "[0, 2]")),
+        ({"num_class_embeds": 3}, {"class_labels": [-1]}, ("`class_labels`", "[-1]", "[0, 2]")),
+        ({"num_class_embeds": 3}, {"class_labels": [0, 1]}, ("`class_labels`", "[0, 1]", "each of the 1")),
+        ({"num_class_embeds": 3}, {"class_labels": [0], "batch_size": 2}, ("`class_labels`", "[0]", "each of the 2")),
+        ({"num_class_embeds": 3}, {"class_labels": 1.0}, ("`class_labels`", "1.0", "whole number")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_change_nothing(unet_options, arguments, parts, pipeline, rejects):
+    pipe = pipeline(**unet_options)
+    pipe.scheduler.set_timesteps(4)
+    evaluated = []
+    pipe.unet.register_forward_hook(lambda *_: evaluated.append(1))
+    with rejects(*parts):
+        pipe(**{"num_inference_steps": 2, **arguments})
+    assert not evaluated
+    # the scheduler has its former timesteps still, and nothing was begun
+    assert pipe.scheduler.timesteps.tolist() == [1000.0, 750.0, 500.0, 250.0]
+    assert pipe.scheduler.step_index is None and pipe.scheduler.begin_index is None
+    valid = {"class_labels": 0} if unet_options else {}
+    assert len(pipe(num_inference_steps=2, **valid).images) == 1
+
+
+def test_guidance_needs_an_embedding_of_no_class(plain_unet, rejects):
+    pipe = DDMPipeline(plain_unet(out_channels=6, num_class_embeds=3), DDMScheduler())
+    with rejects("`guidance_scale`", "2.0", "UNet2DModel", "1.0"):
+        pipe(class_labels=0, guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("labels", ["cat", [[0], [1, 2]], [None]], ids=str)
+def test_labels_that_are_no_numbers(labels, pipeline, rejects):
+    with rejects("`class_labels`", str(labels)):
+        pipeline(num_class_embeds=3)(class_labels=labels)
+
+
+def test_a_model_without_the_channels_of_the_process(plain_unet, rejects):
+    pipe = DDMPipeline(plain_unet(out_channels=3), DDMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    with rejects("`model_output`", "(1, 3, 8, 8)", "(1, 6, 8, 8)", "prediction_type='decoupled'"):
+        pipe(num_inference_steps=2)
+
+
+@pytest.mark.parametrize("sample_size", [None])
+def test_a_model_without_a_size(sample_size, pipeline, rejects):
+    with rejects("sample_size", "None"):
+        pipeline(sample_size=sample_size)(num_inference_steps=2)

@@ -1,0 +1,38 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Every Python block of the README and of docs/ runs, in order, beside pipelines such as the training script saves."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from ddm_diffusers import DDMPipeline, DDMScheduler
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture
+def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
+    for folder, num_classes in (("ddm-model", None), ("ddm-photos", 10)):
+        DDMPipeline(tiny_unet(num_class_embeds=num_classes), DDMScheduler()).save_pretrained(tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, saved_pipelines):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    if page.name == "README.md":
+        assert len(blocks) >= 3
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert missing == [], f"{page.name} links to files that are not there, seen from {os.fspath(page.parent)}"

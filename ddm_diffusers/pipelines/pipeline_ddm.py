@@ -7,7 +7,6 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..models import DDMUNet2DModel
 from ..schedulers import DDMScheduler
 
 
@@ -51,7 +50,8 @@ class DDMPipeline(DiffusionPipeline):
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
 
-    def __init__(self, unet: DDMUNet2DModel | UNet2DModel, scheduler: DDMScheduler, vae: AutoencoderKL | None = None):
+    # diffusers reads the types of the components from here; not all of its releases understand unions
+    def __init__(self, unet: UNet2DModel, scheduler: DDMScheduler, vae: AutoencoderKL = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.image_processor = VaeImageProcessor()

@@ -19,4 +19,4 @@ __all__ = [
     "DecoupledProcess",
 ]
 
-register_with_diffusers("DDMScheduler", "DDMUNet2DModel")
+register_with_diffusers(DDMScheduler, DDMUNet2DModel)

@@ -1,34 +1,361 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Makes the package known to diffusers' loader."""
+"""
+What makes pipelines and components of this package save to, and load from, the Hugging Face Hub.
 
+A repository that was saved here holds, besides what diffusers writes, `ddm_pipeline.py` and a `ddm_diffusers.py` in the
+folder of each component: a few lines that import this package. They serve those who load the repository with
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` without having imported the package. Whoever has
+imported it runs nothing that a repository brings: its components then come from the package, by name.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+from functools import wraps
+from pathlib import Path
+from types import SimpleNamespace
+
+from diffusers import DiffusionPipeline, ModelMixin, pipelines
 from diffusers.pipelines import pipeline_loading_utils
+from diffusers.utils import make_image_grid
+from huggingface_hub import ModelCardData, create_repo, hf_hub_download, upload_folder
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image, ImageOps
 
 
 LIBRARY_NAME = __name__.split(".")[0]
+PIPELINE_MODULE = "ddm_pipeline"
+CARD_NAME = "README.md"
+SAMPLES_NAME = "samples.png"
+
+LOADER = '''\
+"""Loads {class_name} from the installed package."""
+
+try:
+    from {library} import {class_name}
+except ImportError as error:
+    raise ImportError(
+        "{class_name} is part of the package ddm-diffusers: `pip install ddm-diffusers`, then load again."
+    ) from error
+'''
 
 
-def register_with_diffusers(*class_names: str) -> None:
+def register_with_diffusers(*component_classes: type) -> None:
     """
-    Let a diffusers pipeline save and load components of this package as `["ddm_diffusers", class_name]`.
+    Make components of this package known to diffusers' loader, as `["ddm_diffusers", class_name]`.
 
-    For a library that `pipeline_loading_utils.LOADABLE_CLASSES` does not name, diffusers records the path of the module
-    that holds the class, which would tie every checkpoint to the inner layout of this package.
+    This is the one place where the package enters diffusers. In `pipeline_loading_utils` it becomes a loadable library:
+    otherwise `save_pretrained` would record the path of the module that holds a class, which ties every checkpoint to
+    the inner layout of the package. And in `diffusers.pipelines` it becomes a name under which components are looked up
+    before any Python file of a repository is.
 
     Args:
-        class_names (`str`): Names of components, attributes of this package.
+        component_classes (`type`): Models and schedulers of this package.
 
     Raises:
-        ImportError: this release of diffusers keeps its loadable libraries elsewhere.
+        ImportError: this release of diffusers resolves components in another way.
     """
+    methods = {component.__name__: ["save_pretrained", "from_pretrained"] for component in component_classes}
     try:
-        libraries = pipeline_loading_utils.LOADABLE_CLASSES
-        importable = pipeline_loading_utils.ALL_IMPORTABLE_CLASSES
+        pipeline_loading_utils.LOADABLE_CLASSES.setdefault(LIBRARY_NAME, {}).update(methods)
+        pipeline_loading_utils.ALL_IMPORTABLE_CLASSES.update(methods)
     except AttributeError as error:
         raise ImportError(
             f"{LIBRARY_NAME} cannot register with this release of diffusers, whose"
             " `diffusers.pipelines.pipeline_loading_utils` lacks `LOADABLE_CLASSES` or `ALL_IMPORTABLE_CLASSES`."
-            " Install the newest release of the package, or diffusers 0.42."
+            " Install the newest release of ddm-diffusers, or diffusers 0.42."
         ) from error
-    methods = {name: ["save_pretrained", "from_pretrained"] for name in class_names}
-    libraries.setdefault(LIBRARY_NAME, {}).update(methods)
-    importable.update(methods)
+    setattr(pipelines, LIBRARY_NAME, SimpleNamespace(**{c.__name__: c for c in component_classes}))
+
+
+class HubMixin:
+    """For components and pipelines: saves the few lines that load a class of this package where it is not imported."""
+
+    _loader_module = LIBRARY_NAME
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Save the config, as [`~diffusers.ConfigMixin.save_config`] does, and the module that loads the class."""
+        if self._is_ours() and not os.path.isfile(save_directory):
+            os.makedirs(save_directory, exist_ok=True)
+            loader = LOADER.format(library=LIBRARY_NAME, class_name=type(self).__name__)
+            Path(save_directory, f"{self._loader_module}.py").write_text(loader, encoding="utf-8")
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def _is_ours(cls) -> bool:
+        # a subclass in somebody's own module cannot be imported from this package
+        return cls.__module__.split(".")[0] == LIBRARY_NAME
+
+
+class HubModelMixin(HubMixin):
+    """For models: also refuses weights that are not safetensors."""
+
+    @wraps(ModelMixin.save_pretrained)
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        _refuse_pickles("safe_serialization", args[2] if len(args) > 2 else kwargs.get("safe_serialization"))
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    @wraps(ModelMixin.from_pretrained.__func__)
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        _refuse_pickles("use_safetensors", kwargs.get("use_safetensors"))
+        return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+
+
+class HubPipelineMixin(HubMixin):
+    """For pipelines: also loads without running code of the repository, and writes a model card."""
+
+    _loader_module = PIPELINE_MODULE
+    pipeline_tag = "unconditional-image-generation"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
+        config = super()._dict_from_json_file(json_file)
+        # [module, class] is for DiffusionPipeline, which has to find the class; this one knows itself and runs no module
+        if isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return config
+
+    def to_json_string(self) -> str:
+        """The config as JSON; the class is named `[module, class]`, as diffusers finds pipelines of other packages."""
+        config = json.loads(super().to_json_string())
+        if self._is_ours():
+            config["_class_name"] = [self._loader_module, type(self).__name__]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    @wraps(DiffusionPipeline.from_pretrained.__func__)
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        _refuse_pickles("use_safetensors", kwargs.get("use_safetensors"))
+        return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
+
+    @wraps(DiffusionPipeline.save_pretrained)
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ) -> None:
+        _refuse_pickles("safe_serialization", safe_serialization)
+        hub_options = {
+            name: kwargs.pop(name)
+            for name in ("repo_id", "commit_message", "private", "create_pr", "token")
+            if name in kwargs
+        }
+        super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
+        repo_id = hub_options.pop("repo_id", Path(save_directory).name)
+        write_model_card(save_directory, self, repo_id=repo_id)
+        if push_to_hub:
+            upload_pipeline(save_directory, repo_id, **hub_options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> str:
+        """
+        Upload the pipeline, with a model card and a grid of samples, to the Hub.
+
+        A model card in the repository that somebody wrote or edited is left as it is.
+
+        Args:
+            repo_id (`str`): The repository, `user/name`; it is created if it does not exist.
+            commit_message (`str`, *optional*): Defaults to `"Upload DDMPipeline"`, with the name of the class.
+            private (`bool`, *optional*): Whether a new repository is private.
+            token (`str`, *optional*): Defaults to the token that you are logged in with.
+            create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of committing.
+            safe_serialization (`bool`, defaults to `True`): Only `True` is accepted.
+            variant (`str`, *optional*): Weights are saved as `diffusion_pytorch_model.<variant>.safetensors`.
+            subfolder (`str`, *optional*): The folder of the repository to upload to, without a model card.
+
+        Returns:
+            `str`: the address of the commit.
+
+        Raises:
+            ValueError: `safe_serialization` is `False`.
+            huggingface_hub.errors.HfHubHTTPError: the Hub refused a request, for want of a token that may write, say.
+        """
+        commit_message = commit_message or f"Upload {type(self).__name__}"
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            super().save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            if subfolder is None:
+                sample_grid(self).save(Path(folder, SAMPLES_NAME))
+                write_model_card(folder, self, repo_id=repo_id)
+            return upload_pipeline(
+                folder,
+                repo_id,
+                commit_message=commit_message,
+                token=token,
+                create_pr=create_pr,
+                path_in_repo=subfolder,
+            )
+
+
+def _refuse_pickles(name: str, value: bool | None) -> None:
+    if value is False:
+        raise ValueError(f"`{name}` is False, but only safetensors are read and written: it has to be True.")
+
+
+def upload_pipeline(
+    folder: str | os.PathLike,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    path_in_repo: str | None = None,
+    ignore_patterns: list[str] | None = None,
+) -> str:
+    """
+    Upload a saved pipeline. A model card in the repository that somebody wrote or edited is left as it is.
+
+    Args:
+        folder (`str` or `os.PathLike`): What `save_pretrained` wrote.
+        repo_id (`str`): The repository, `user/name`; it is created if it does not exist.
+        commit_message, private, token, create_pr: As for [`~HubPipelineMixin.push_to_hub`].
+        path_in_repo (`str`, *optional*): The folder of the repository to upload to.
+        ignore_patterns (`list[str]`, *optional*): Files of `folder` that are not uploaded.
+
+    Returns:
+        `str`: the address of the commit.
+    """
+    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    ignore_patterns = list(ignore_patterns or [])
+    try:
+        card = Path(hf_hub_download(repo_id, CARD_NAME, token=token)).read_text(encoding="utf-8")
+        if not is_generated_card(card):
+            ignore_patterns.append(CARD_NAME)
+    except EntryNotFoundError:
+        pass
+    return upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        path_in_repo=path_in_repo,
+        commit_message=commit_message,
+        token=token,
+        create_pr=create_pr,
+        ignore_patterns=ignore_patterns,
+    )
+
+
+def sample_grid(pipeline: DiffusionPipeline, num_images: int = 16, num_inference_steps: int = 10) -> Image.Image:
+    """
+    A square grid of samples, always from the same seeds; a class-conditional model goes through its classes.
+
+    Small images are enlarged, so that their pixels can be seen, and framed, so that they can be told apart.
+
+    Args:
+        pipeline ([`DDMPipeline`]): The pipeline.
+        num_images (`int`, defaults to 16): How many.
+        num_inference_steps (`int`, defaults to 10): Steps of each.
+    """
+    import torch
+
+    num_classes = pipeline.unet.config.num_class_embeds
+    images = pipeline(
+        batch_size=num_images,
+        num_inference_steps=num_inference_steps,
+        class_labels=None if num_classes is None else [i % num_classes for i in range(num_images)],
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    zoom = max(1, 48 // max(images[0].size))
+    images = [ImageOps.scale(image.convert("RGB"), zoom, Image.Resampling.NEAREST) for image in images]
+    images = [ImageOps.expand(image, border=2, fill="gray") for image in images]
+    columns = math.ceil(math.sqrt(num_images))
+    rows = math.ceil(num_images / columns)
+    images += [Image.new("RGB", images[0].size, "gray")] * (rows * columns - num_images)
+    return make_image_grid(images, rows=rows, cols=columns)
+
+
+def write_model_card(
+    folder: str | os.PathLike,
+    pipeline: DiffusionPipeline,
+    repo_id: str,
+    license: str | None = None,
+    datasets: str | list[str] | None = None,
+    training_command: str | None = None,
+    settings: dict | None = None,
+    evaluation: list[dict] | None = None,
+) -> bool:
+    """
+    Write `README.md`, the model card of a saved pipeline, unless there is one that somebody wrote or edited.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder of the pipeline. The card shows its `samples.png`, if there is one.
+        pipeline ([`DDMPipeline`]): The pipeline.
+        repo_id (`str`): Where others load it from: a repository, or the name of the folder.
+        license (`str`, *optional*): An identifier of the Hub, `"apache-2.0"` say.
+        datasets (`str` or `list[str]`, *optional*): Data sets on the Hub that it was trained on.
+        training_command (`str`, *optional*): The command that trained it.
+        settings (`dict`, *optional*): The main settings of the training.
+        evaluation (`list[dict]`, *optional*): The rows of a table.
+
+    Returns:
+        `bool`: whether the card was written.
+    """
+    path = Path(folder, CARD_NAME)
+    if path.exists() and not is_generated_card(path.read_text(encoding="utf-8")):
+        return False
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=pipeline.pipeline_tag,
+        license=license,
+        datasets=datasets,
+        tags=[LIBRARY_NAME.replace("_", "-"), "decoupled-diffusion", "arxiv:2306.13720"],
+    )
+    name, class_name = repo_id.split("/")[-1], type(pipeline).__name__
+    num_classes = pipeline.unet.config.num_class_embeds
+    labels = "" if num_classes is None else f", class_labels=[i % {num_classes} for i in range(16)]"
+    parts = [
+        f"# {name}",
+        "A decoupled diffusion model ([arXiv 2306.13720](https://arxiv.org/abs/2306.13720)) for"
+        " [diffusers](https://github.com/huggingface/diffusers), made with ddm-diffusers.",
+    ]
+    if Path(folder, SAMPLES_NAME).exists():
+        parts.append(f"![Samples of the model]({SAMPLES_NAME})")
+    parts += [
+        "## Use",
+        "After `pip install ddm-diffusers`:",
+        f"```python\nfrom {LIBRARY_NAME} import {class_name}\n\n"
+        f'pipe = {class_name}.from_pretrained("{repo_id}")\n'
+        f"images = pipe(batch_size=16, num_inference_steps=10{labels}).images\n```",
+        "Or without importing the package, by `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`.",
+    ]
+    if training_command is not None:
+        parts += ["## Training", f"```bash\n{training_command}\n```"]
+        parts += [_table([{"setting": key, "value": value} for key, value in (settings or {}).items()])]
+    if evaluation:
+        parts += ["## Evaluation", _table(evaluation)]
+    body = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n\n"
+    path.write_text(body + f"<!-- generated by ddm-diffusers, {_digest(body)} -->\n", encoding="utf-8")
+    return True
+
+
+def is_generated_card(text: str) -> bool:
+    """Whether a model card is as [`write_model_card`] wrote it: the digest at its end is that of what precedes it."""
+    match = re.fullmatch(r"(.*)<!-- generated by ddm-diffusers, ([0-9a-f]{64}) -->\s*", text, flags=re.DOTALL)
+    return match is not None and _digest(match[1]) == match[2]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _table(rows: list[dict]) -> str:
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

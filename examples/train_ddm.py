@@ -9,7 +9,9 @@ Train a decoupled diffusion model (arXiv 2306.13720) on images.
 import argparse
 import logging
 import math
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -22,13 +24,18 @@ from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from diffusers.utils import make_image_grid
-from huggingface_hub import create_repo, upload_folder
-from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
-from ddm_diffusers.training import WEIGHTINGS, ImageTransform, ddm_loss, load_image_dataset, sample_timesteps
+from ddm_diffusers.hub import sample_grid, write_model_card
+from ddm_diffusers.training import (
+    WEIGHTINGS,
+    HubUploader,
+    ImageTransform,
+    ddm_loss,
+    load_image_dataset,
+    sample_timesteps,
+)
 
 
 logger = get_logger(__name__, log_level="INFO")
@@ -124,9 +131,13 @@ def parse_args(input_args=None):
     output.add_argument("--logger", default="tensorboard", choices=["tensorboard", "wandb", "none"])
     output.add_argument("--logging_dir", default="logs", help="Where TensorBoard's files go, inside output_dir.")
     output.add_argument("--push_to_hub", action="store_true", help="Upload the pipeline at the end.")
+    output.add_argument(
+        "--push_every_checkpoint", action="store_true", help="Upload in the background at every checkpoint as well."
+    )
     output.add_argument("--hub_model_id", help="The repository to upload to. Default: the name of output_dir.")
     output.add_argument("--hub_token", help="Default: the token that you are logged in with.")
     output.add_argument("--hub_private_repo", action="store_true")
+    output.add_argument("--license", help="The licence that the model card names, apache-2.0 say.")
 
     args = parser.parse_args(input_args)
     if args.dataset_name is None and args.train_data_dir is None:
@@ -172,24 +183,6 @@ def build_unet(args, channels, num_classes):
         num_heads=args.num_heads,
         sigma_data=args.sigma_data,
     )
-
-
-def sample_grid(pipeline, args, class_names):
-    """A square grid of samples, always from the same seed."""
-    images = pipeline(
-        batch_size=args.eval_batch_size,
-        num_inference_steps=args.num_inference_steps,
-        class_labels=None if class_names is None else [i % len(class_names) for i in range(args.eval_batch_size)],
-        generator=torch.Generator().manual_seed(0),
-    ).images
-    # small images enlarged so that their pixels can be seen, with a border so that they can be told apart
-    zoom = max(1, 48 // args.resolution)
-    images = [ImageOps.scale(image, zoom, Image.Resampling.NEAREST) for image in images]
-    images = [ImageOps.expand(image.convert("RGB"), border=2, fill="gray") for image in images]
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    images += [Image.new("RGB", images[0].size, "gray")] * (rows * columns - len(images))
-    return make_image_grid(images, rows=rows, cols=columns)
 
 
 def main(args):
@@ -267,12 +260,7 @@ def main(args):
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         if args.push_to_hub:
-            repo_id = create_repo(
-                args.hub_model_id or output_dir.name,
-                private=args.hub_private_repo,
-                token=args.hub_token,
-                exist_ok=True,
-            ).repo_id
+            uploader = HubUploader(args.hub_model_id or output_dir.name, args.hub_token, args.hub_private_repo)
     if args.logger != "none":
         accelerator.init_trackers("train_ddm", config={k: str(v) for k, v in vars(args).items()})
 
@@ -292,6 +280,33 @@ def main(args):
         f"Training {num_parameters:,} parameters on {len(dataset):,} images of {transform.channels} x"
         f" {args.resolution} x {args.resolution} for {max_train_steps:,} steps of {total_batch_size} images"
     )
+
+    def save_pipeline(folder):
+        """Save the pipeline, load it again as a user would, and let it draw what its model card shows."""
+        make_pipeline().save_pretrained(folder)
+        pipeline = DDMPipeline.from_pretrained(folder).to(accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+        grid = sample_grid(pipeline, args.eval_batch_size, args.num_inference_steps)
+        grid.save(folder / "samples.png")
+        write_model_card(
+            folder,
+            pipeline,
+            repo_id=uploader.repo_id if args.push_to_hub else str(output_dir),
+            license=args.license,
+            datasets=args.dataset_name if args.dataset_name and not Path(args.dataset_name).exists() else None,
+            training_command=training_command(args),
+            settings={
+                "images": f"{len(dataset)} of {transform.channels} x {args.resolution} x {args.resolution}",
+                "parameters": num_parameters,
+                "steps": global_step,
+                "batch size": total_batch_size,
+                "learning rate": args.learning_rate,
+                "weighting": args.weighting,
+                "noise schedule": args.noise_schedule,
+                "seed": args.seed,
+            },
+        )
+        return grid
 
     def make_pipeline():
         model = accelerator.unwrap_model(unet)
@@ -375,12 +390,16 @@ def main(args):
 
             if global_step % args.checkpointing_steps == 0:
                 save_checkpoint(accelerator, output_dir, global_step, args.checkpoints_total_limit)
+                if args.push_to_hub and args.push_every_checkpoint and accelerator.is_main_process:
+                    with uploader.snapshot(f"Step {global_step}") as folder:
+                        save_pipeline(folder)
+                    unet.train()
             if global_step >= max_train_steps:
                 break
 
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and (epoch + 1) % args.save_images_epochs == 0 and epoch + 1 < num_epochs:
-            grid = sample_grid(make_pipeline(), args, class_names)
+            grid = sample_grid(make_pipeline(), args.eval_batch_size, args.num_inference_steps)
             (output_dir / "samples").mkdir(exist_ok=True)
             grid.save(output_dir / "samples" / f"step-{global_step:07d}.png")
             log_grid(accelerator, grid, global_step)
@@ -389,23 +408,27 @@ def main(args):
     # The result, as a user would load it
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        make_pipeline().save_pretrained(output_dir)
-        pipeline = DDMPipeline.from_pretrained(output_dir).to(accelerator.device)
-        grid = sample_grid(pipeline, args, class_names)
-        grid.save(output_dir / "samples.png")
+        grid = save_pipeline(output_dir)
         log_grid(accelerator, grid, global_step)
         logger.info(
             f"Saved the pipeline in {output_dir} and {args.eval_batch_size} samples in {output_dir}/samples.png"
         )
         if args.push_to_hub:
-            upload_folder(
-                repo_id=repo_id,
-                folder_path=output_dir,
-                token=args.hub_token,
-                commit_message=f"Trained for {global_step} steps",
-                ignore_patterns=["checkpoint-*", f"{args.logging_dir}/*"],
+            uploader.upload(
+                output_dir,
+                f"Trained for {global_step} steps",
+                ignore_patterns=["checkpoint-*", f"{args.logging_dir}/*", "samples/*"],
             )
+            uploader.close()
     accelerator.end_training()
+
+
+def training_command(args):
+    """The command of this run, without what is secret."""
+    words = sys.argv[1:]
+    if args.hub_token is not None:
+        words = [word.replace(args.hub_token, "...") for word in words]
+    return shlex.join(["accelerate", "launch", "examples/train_ddm.py", *words])
 
 
 def list_checkpoints(output_dir):

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..hub import HubModelMixin
 from ..process import Attenuation, DecoupledProcess, NoiseSchedule
 from .preconditioning import precondition
 
@@ -61,7 +62,7 @@ class DecoderEntry(nn.Module):
         return hidden_states + self.attention(self.conv(self.norm(hidden_states)))
 
 
-class DDMUNet2DModel(UNet2DModel):
+class DDMUNet2DModel(HubModelMixin, UNet2DModel):
     r"""
     A [`~diffusers.UNet2DModel`] that predicts both parts of a decoupled diffusion process, the attenuation coefficients
     and the noise (arXiv 2306.13720), from a noisy image and a continuous timestep.

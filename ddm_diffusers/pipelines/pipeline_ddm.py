@@ -7,6 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..hub import HubPipelineMixin
 from ..schedulers import DDMScheduler
 
 
@@ -29,7 +30,7 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-class DDMPipeline(DiffusionPipeline):
+class DDMPipeline(HubPipelineMixin, DiffusionPipeline):
     r"""
     Pipeline for unconditional or class-conditional image generation with a decoupled diffusion model (arXiv
     2306.13720).

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..hub import HubMixin
 from ..process import Attenuation, DecoupledProcess, NoiseSchedule, at_least_float32
 
 
@@ -33,7 +34,7 @@ class DDMSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class DDMScheduler(SchedulerMixin, ConfigMixin):
+class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
     """
     The decoupled diffusion process (Huang et al., "Decoupled Diffusion Models", arXiv 2306.13720): an image fades to
     zero by an analytic function while a Wiener process raises noise from zero. A model predicts both parts, and the

@@ -3,3 +3,4 @@
 
 from .data import ImageTransform, load_digits_dataset, load_image_dataset
 from .objective import WEIGHTINGS, ddm_loss, loss_weights, sample_timesteps
+from .upload import HubUploader

@@ -342,6 +342,7 @@ def test_save_and_load(options, tiny_unet, own_memory, tmp_path):
     unet.save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
+        "ddm_diffusers.py",
         "diffusion_pytorch_model.safetensors",
     ]
     saved = json.loads((tmp_path / "config.json").read_text())

@@ -4,6 +4,8 @@ Train a decoupled diffusion model (arXiv 2306.13720) on images.
 
     accelerate launch examples/train_ddm.py                             # scikit-learn's digits, a few minutes on a CPU
     accelerate launch examples/train_ddm.py --train_data_dir photos --resolution 64 --output_dir ddm-photos
+
+Without a data set the defaults are those of DIGITS_DEFAULTS below; the ones that --help shows are for your own images.
 """
 
 import argparse
@@ -40,12 +42,12 @@ from ddm_diffusers.training import (
 
 logger = get_logger(__name__, log_level="INFO")
 
-# With no data set named, the script trains on scikit-learn's digits with these in place of the defaults below.
+# With no data set named, the script trains on scikit-learn's digits, with these in place of the defaults below.
 DIGITS_DEFAULTS = {
     "resolution": 8,
     "center_crop": True,
     "train_batch_size": 64,
-    "max_train_steps": 1500,
+    "max_train_steps": 1200,
     "learning_rate": 1e-3,
     "lr_warmup_steps": 100,
     "block_out_channels": [32, 64],
@@ -55,8 +57,15 @@ DIGITS_DEFAULTS = {
 }
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the description, and shows the default of each option that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", help="A data set on the Hub, or a local path that datasets can load.")
     data.add_argument("--dataset_config_name", help="The configuration of the data set.")
@@ -80,42 +89,47 @@ def parse_args(input_args=None):
     model.add_argument(
         "--block_out_channels", type=int, nargs="+", help="Channels of each level. Default: by resolution."
     )
-    model.add_argument("--layers_per_block", type=int, default=2)
-    model.add_argument("--dropout", type=float, default=0.0)
+    model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
+    model.add_argument("--dropout", type=float, default=0.0, help="Dropout of the residual blocks.")
     model.add_argument("--num_decoders", type=int, default=1, choices=[1, 2], help="2: the paper's two decoders.")
     model.add_argument("--num_heads", type=int, default=2, choices=[1, 2], help="Output heads of one decoder.")
     model.add_argument("--sigma_data", type=float, default=1.0, help="Root mean square of the images in [-1, 1].")
-    model.add_argument("--attenuation", default="constant", choices=["constant", "linear"])
-    model.add_argument("--noise_schedule", default="sqrt", choices=["sqrt", "linear"])
-    model.add_argument("--weighting", default="unit_variance", choices=WEIGHTINGS, help="Weighting of the loss.")
+    model.add_argument("--attenuation", default="constant", choices=["constant", "linear"], help="How images fade.")
+    model.add_argument("--noise_schedule", default="sqrt", choices=["sqrt", "linear"], help="sigma_t = sqrt(t) or t.")
+    model.add_argument(
+        "--weighting", default="unit_variance", choices=WEIGHTINGS, help="Weighting of the loss; none: the paper's."
+    )
     model.add_argument("--reconstruction_weight", type=float, default=0.0, help="Weight of the clean image's error.")
 
     training = parser.add_argument_group("training")
     training.add_argument("--train_batch_size", type=int, default=16, help="Batch size per process.")
-    training.add_argument("--num_epochs", type=int, default=100)
+    training.add_argument("--num_epochs", type=int, default=100, help="How often all images are seen.")
     training.add_argument("--max_train_steps", type=int, help="Optimizer steps; overrides num_epochs.")
-    training.add_argument("--gradient_accumulation_steps", type=int, default=1)
-    training.add_argument("--learning_rate", type=float, default=1e-4)
+    training.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
+    training.add_argument("--learning_rate", type=float, default=1e-4, help="After the warm-up.")
     training.add_argument(
         "--lr_scheduler",
         default="cosine",
         choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"],
+        help="How the learning rate goes on after the warm-up.",
     )
-    training.add_argument("--lr_warmup_steps", type=int, default=500)
-    training.add_argument("--adam_beta1", type=float, default=0.95)
-    training.add_argument("--adam_beta2", type=float, default=0.999)
-    training.add_argument("--adam_weight_decay", type=float, default=1e-6)
-    training.add_argument("--adam_epsilon", type=float, default=1e-8)
-    training.add_argument("--max_grad_norm", type=float, default=1.0)
+    training.add_argument("--lr_warmup_steps", type=int, default=500, help="Steps until the learning rate is reached.")
+    training.add_argument("--adam_beta1", type=float, default=0.95, help="Of AdamW.")
+    training.add_argument("--adam_beta2", type=float, default=0.999, help="Of AdamW.")
+    training.add_argument("--adam_weight_decay", type=float, default=1e-6, help="Of AdamW.")
+    training.add_argument("--adam_epsilon", type=float, default=1e-8, help="Of AdamW.")
+    training.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to it.")
     training.add_argument(
         "--use_ema",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="Average the weights; the average is what is sampled from and saved.",
     )
-    training.add_argument("--ema_inv_gamma", type=float, default=1.0)
-    training.add_argument("--ema_power", type=float, default=3 / 4)
-    training.add_argument("--ema_max_decay", type=float, default=0.9999)
+    training.add_argument(
+        "--ema_inv_gamma", type=float, default=1.0, help="decay = 1 - (1 + step / inv_gamma)^-power."
+    )
+    training.add_argument("--ema_power", type=float, default=3 / 4, help="See above.")
+    training.add_argument("--ema_max_decay", type=float, default=0.9999, help="Upper end of the decay.")
     training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's config.")
     training.add_argument("--gradient_checkpointing", action="store_true", help="Less memory, more time.")
     training.add_argument("--seed", type=int, help="Makes the run reproducible.")
@@ -128,7 +142,7 @@ def parse_args(input_args=None):
     output.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints.")
     output.add_argument("--checkpoints_total_limit", type=int, help="How many checkpoints to keep.")
     output.add_argument("--resume_from_checkpoint", help="A checkpoint's folder name, or `latest`.")
-    output.add_argument("--logger", default="tensorboard", choices=["tensorboard", "wandb", "none"])
+    output.add_argument("--logger", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="Tracker.")
     output.add_argument("--logging_dir", default="logs", help="Where TensorBoard's files go, inside output_dir.")
     output.add_argument("--push_to_hub", action="store_true", help="Upload the pipeline at the end.")
     output.add_argument(
@@ -136,16 +150,18 @@ def parse_args(input_args=None):
     )
     output.add_argument("--hub_model_id", help="The repository to upload to. Default: the name of output_dir.")
     output.add_argument("--hub_token", help="Default: the token that you are logged in with.")
-    output.add_argument("--hub_private_repo", action="store_true")
+    output.add_argument("--hub_private_repo", action="store_true", help="Create a private repository.")
     output.add_argument("--license", help="The licence that the model card names, apache-2.0 say.")
 
     args = parser.parse_args(input_args)
     if args.dataset_name is None and args.train_data_dir is None:
         parser.set_defaults(**DIGITS_DEFAULTS)
         args = parser.parse_args(input_args)
-    for name in ("resolution", "train_batch_size", "num_epochs", "gradient_accumulation_steps", "eval_batch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}, but has to be 1 or more.")
+    for name in ("resolution", "train_batch_size", "num_epochs", "max_train_steps", "gradient_accumulation_steps",
+                 "checkpointing_steps", "checkpoints_total_limit", "save_images_epochs", "eval_batch_size"):  # fmt: skip
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} is {value}, but has to be 1 or more.")
     if not 0 <= args.class_dropout_prob <= 1:
         parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
     return args
@@ -170,6 +186,12 @@ def build_unet(args, channels, num_classes):
         return DDMUNet2DModel.from_config({**config, **options, "out_channels": None})
 
     block_out_channels = args.block_out_channels or default_block_out_channels(args.resolution)
+    multiple = 2 ** (len(block_out_channels) - 1)
+    if args.resolution % multiple:
+        raise ValueError(
+            f"`--resolution` is {args.resolution}, but has to be a multiple of {multiple} for the"
+            f" {len(block_out_channels)} levels of `--block_out_channels`."
+        )
     attention = [args.resolution // 2**level <= 16 for level in range(len(block_out_channels))]
     return DDMUNet2DModel(
         **options,
@@ -177,7 +199,7 @@ def build_unet(args, channels, num_classes):
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
         layers_per_block=args.layers_per_block,
-        norm_num_groups=math.gcd(32, max(1, block_out_channels[0] // 4)),
+        norm_num_groups=math.gcd(32, max(1, block_out_channels[0] // 4), *block_out_channels),
         dropout=args.dropout,
         num_decoders=args.num_decoders,
         num_heads=args.num_heads,
@@ -262,7 +284,8 @@ def main(args):
         if args.push_to_hub:
             uploader = HubUploader(args.hub_model_id or output_dir.name, args.hub_token, args.hub_private_repo)
     if args.logger != "none":
-        accelerator.init_trackers("train_ddm", config={k: str(v) for k, v in vars(args).items()})
+        config = {name: str(value) for name, value in vars(args).items() if name != "hub_token"}
+        accelerator.init_trackers("train_ddm", config=config)
 
     global_step = 0
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir)
@@ -280,6 +303,13 @@ def main(args):
         f"Training {num_parameters:,} parameters on {len(dataset):,} images of {transform.channels} x"
         f" {args.resolution} x {args.resolution} for {max_train_steps:,} steps of {total_batch_size} images"
     )
+    if class_names is not None:
+        logger.info(f"Class labels: {dict(enumerate(class_names))}")
+    if 2 * args.lr_warmup_steps > max_train_steps:
+        logger.warning(
+            f"--lr_warmup_steps is {args.lr_warmup_steps}, more than half of the {max_train_steps} steps: the learning"
+            " rate is low for most of the run. Give fewer."
+        )
 
     def save_pipeline(folder):
         """Save the pipeline, load it again as a user would, and let it draw what its model card shows."""
@@ -304,6 +334,7 @@ def main(args):
                 "weighting": args.weighting,
                 "noise schedule": args.noise_schedule,
                 "seed": args.seed,
+                "class labels": "none" if class_names is None else dict(enumerate(class_names)),
             },
         )
         return grid

@@ -1,8 +1,9 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
@@ -43,7 +44,7 @@ class DDMPipeline(HubPipelineMixin, DiffusionPipeline):
             Predicts attenuation coefficients and noise. A plain `UNet2DModel` needs as many output channels.
         scheduler ([`DDMScheduler`]):
             The process that the model was trained on.
-        vae ([`~diffusers.AutoencoderKL`], *optional*):
+        vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers, *optional*):
             Decodes the samples, if the model works in a latent space.
     """
 
@@ -52,7 +53,7 @@ class DDMPipeline(HubPipelineMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
 
     # diffusers reads the types of the components from here; not all of its releases understand unions
-    def __init__(self, unet: UNet2DModel, scheduler: DDMScheduler, vae: AutoencoderKL = None):
+    def __init__(self, unet: UNet2DModel, scheduler: DDMScheduler, vae: ModelMixin = None):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.image_processor = VaeImageProcessor()
@@ -101,6 +102,21 @@ class DDMPipeline(HubPipelineMixin, DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` is {callback_tensor_inputs}, but its entries have to be among"
                 f" {self._callback_tensor_inputs}."
             )
+
+        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` is {guidance_scale!r}, but has to be a finite number.")
+        generators = generator if isinstance(generator, list) else [generator]
+        if not all(isinstance(each, torch.Generator | None) for each in generators):
+            raise ValueError(
+                f"`generator` is {generator!r}, but has to be a torch.Generator, a list of them, or None."
+            )
+        for name in ("attenuation", "noise_schedule"):
+            ours, theirs = self.unet.config.get(name), self.scheduler.config.get(name)
+            if ours is not None and ours != theirs:
+                raise ValueError(
+                    f"`scheduler` is a {type(self.scheduler).__name__} with {name}={theirs!r}, but the model has"
+                    f" {name}={ours!r} and needs a DDMScheduler of the same."
+                )
 
         num_classes = self.unet.config.num_class_embeds
         if num_classes is None:

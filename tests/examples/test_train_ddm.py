@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_server import HubServer, client_environment
 from PIL import Image
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,10 +26,14 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "train_ddm.py"
 SMALL = ["--block_out_channels", "16", "32", "--logging_dir", "logs"]
 
 
-def train(*arguments, cwd):
+def launch(*arguments, cwd, env=None):
     """Run the script as its docstring says."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(SCRIPT)]
-    result = subprocess.run([*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run([*command, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def train(*arguments, cwd, env=None):
+    result = launch(*arguments, cwd=cwd, env=env)
     assert result.returncode == 0, result.stderr[-4000:]
     return result
 
@@ -155,6 +160,30 @@ def test_bad_options_are_refused_by_the_parser(script, capsys, arguments):
 def test_default_model_suits_the_resolution(script, resolution, levels):
     args = script.parse_args(["--train_data_dir", "somewhere", "--resolution", str(resolution)])
     assert len(script.default_block_out_channels(args.resolution)) == levels
+
+
+def test_push_to_hub(tmp_path):
+    token = "hf_secret"
+    arguments = [*SMALL, "--output_dir", "out", "--max_train_steps", "4", "--checkpointing_steps", "2"]
+    arguments += ["--push_to_hub", "--push_every_checkpoint", "--hub_model_id", "user/digits", "--license", "mit"]
+    with HubServer(token=token) as server:
+        environment = client_environment(server, tmp_path / "cache", token="hf_wrong")
+        refused = launch(*arguments, cwd=tmp_path, env=environment)
+        assert refused.returncode != 0 and "the Hub does not let this token write there" in refused.stderr
+        assert not (tmp_path / "out" / "checkpoint-2").exists()
+
+        server.fail_next("POST", "/commit/")  # is tried again
+        train(*arguments, "--hub_token", token, cwd=tmp_path, env=client_environment(server, tmp_path / "cache"))
+        files = server.files("user/digits")
+        assert {"model_index.json", "samples.png", "unet/diffusion_pytorch_model.safetensors"} <= set(files)
+        assert not [name for name in files if name.startswith(("checkpoint-", "logs", "samples/"))]
+        card = files["README.md"].decode()
+        for part in ("license: mit", "--max_train_steps 4", "| steps | 4 |", 'from_pretrained("user/digits")'):
+            assert part in card
+        weights = (tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        assert files["unet/diffusion_pytorch_model.safetensors"] == weights
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not [path for path in written if token.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow

@@ -26,7 +26,9 @@ def pipeline(tiny_unet):
     """`pipeline(scheduler_options, **unet_options)` makes a quiet pipeline around a tiny model."""
 
     def make(scheduler_options=None, vae=None, **unet_options):
-        pipe = DDMPipeline(tiny_unet(**unet_options), DDMScheduler(**(scheduler_options or {})), vae=vae)
+        scheduler = DDMScheduler(**(scheduler_options or {}))
+        process = {name: scheduler.config[name] for name in ("attenuation", "noise_schedule")}
+        pipe = DDMPipeline(tiny_unet(**{**process, **unet_options}), scheduler, vae=vae)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -406,6 +408,9 @@ def generators(count):
         ),
         ({}, {"class_labels": 1}, ("`class_labels`", "1", "None")),
         ({}, {"guidance_scale": 2.0}, ("`guidance_scale`", "2.0", "1.0")),
+        ({}, {"guidance_scale": "2"}, ("`guidance_scale`", "'2'", "finite number")),
+        ({}, {"guidance_scale": float("nan")}, ("`guidance_scale`", "nan", "finite number")),
+        ({}, {"generator": 0}, ("`generator`", "0", "torch.Generator")),
         ({"num_class_embeds": 3}, {}, ("`class_labels`", "None", "[0, 2]")),
         ({"num_class_embeds": 3}, {"class_labels": 3}, ("`class_labels`", "3", "[0, 2]")),
         ({"num_class_embeds": 3}, {"class_labels": [-1]}, ("`class_labels`", "[-1]", "[0, 2]")),
@@ -428,6 +433,22 @@ def test_bad_arguments_change_nothing(unet_options, arguments, parts, pipeline, 
     assert pipe.scheduler.step_index is None and pipe.scheduler.begin_index is None
     valid = {"class_labels": 0} if unet_options else {}
     assert len(pipe(num_inference_steps=2, **valid).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "parts"),
+    [
+        (DDMScheduler(noise_schedule="linear"), ("noise_schedule='linear'", "noise_schedule='sqrt'")),
+        (DDMScheduler(attenuation="linear"), ("attenuation='linear'", "attenuation='constant'")),
+        (diffusers.DDIMScheduler(), ("DDIMScheduler", "attenuation=None", "needs a DDMScheduler")),
+    ],
+    ids=["noise schedule", "attenuation", "another process"],
+)
+def test_a_scheduler_of_another_process_is_refused(scheduler, parts, pipeline, rejects):
+    pipe = pipeline()
+    pipe.scheduler = scheduler
+    with rejects("`scheduler`", *parts):
+        pipe(num_inference_steps=2)
 
 
 def test_guidance_needs_an_embedding_of_no_class(plain_unet, rejects):

@@ -1,0 +1,405 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Sharing works over HTTP, with the real huggingface_hub client in fresh processes with empty caches, against a Hub on
+loopback that speaks the real protocol: a pipeline that was pushed loads in each of the documented ways with the same
+output; pushes and downloads that fail lose nothing; what a hostile repository names is never run.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from hub_server import HubServer, client_environment
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddm_diffusers import DDMPipeline, DDMScheduler
+from ddm_diffusers.hub import is_generated_card, write_model_card
+
+
+TOKEN = "hf_test"
+REPO = "user/tiny"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+PRELUDE = """
+import json, logging, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+repo, output = sys.argv[1:]
+
+def draw(pipe):
+    # weights of their own memory: mapped from a file they are aligned differently, which changes torch's last bit
+    for weight in pipe.unet.parameters():
+        weight.data = weight.data.clone()
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"class_labels": [0, 2], "guidance_scale": 2.0} if type(pipe).__name__ == "DDMPipeline" else {}
+    generator = torch.Generator().manual_seed(0)
+    np.save(output, pipe(batch_size=2, num_inference_steps=3, generator=generator, output_type="np", **arguments).images)
+"""
+
+
+class Client:
+    """A user's machine: a folder with a cache that outlives the processes that run on it."""
+
+    def __init__(self, server, folder, token=None):
+        self.server, self.folder, self.token = server, folder, token
+        self.output = folder / "output.npy"
+
+    def run(self, code, repo=REPO, **environment):
+        """Run code in a fresh process."""
+        return subprocess.run(
+            [sys.executable, "-c", PRELUDE + textwrap.dedent(code), repo, str(self.output)],
+            cwd=self.folder,
+            env=client_environment(self.server, self.folder / "cache", token=self.token, **environment),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def images(self, code, repo=REPO, **environment):
+        """Run code that ends in `draw(pipe)`; what it drew."""
+        result = self.run(code, repo, **environment)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return np.load(self.output)
+
+    def error(self, code, repo=REPO, **environment):
+        """Run code that fails; the last lines of its traceback."""
+        result = self.run(code, repo, **environment)
+        assert result.returncode != 0, "the code did not fail"
+        return result.stderr[result.stderr.rindex("Traceback") :]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with HubServer(token=TOKEN) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    return Client(server, folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A class-conditional pipeline in a folder."""
+    from conftest import TINY_UNET
+
+    from ddm_diffusers import DDMUNet2DModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("saved")
+    DDMPipeline(DDMUNet2DModel(**TINY_UNET, num_class_embeds=3), DDMScheduler(eta=0.5)).save_pretrained(folder)
+    return folder
+
+
+LOAD = "from ddm_diffusers import DDMPipeline; draw(DDMPipeline.from_pretrained(repo))"
+
+
+@pytest.fixture(scope="module")
+def pushed(server, saved, tmp_path_factory):
+    """What a user sees who pushes that pipeline, with an fp16 variant and a tag for what came before it."""
+    client = Client(server, tmp_path_factory.mktemp("author"), token=TOKEN)
+    return client.images(
+        f"""
+        from ddm_diffusers import DDMPipeline
+        from huggingface_hub import HfApi
+        pipe = DDMPipeline.from_pretrained({str(saved)!r})
+        draw(pipe)
+        pipe.push_to_hub(repo)
+        HfApi().create_tag(repo, tag="v1")
+        pipe.to(torch.float16).push_to_hub(repo, variant="fp16")
+        """
+    )
+
+
+WAYS = {
+    "its own class": LOAD,
+    "DiffusionPipeline": """
+        from diffusers import DiffusionPipeline
+        assert "ddm_diffusers" not in sys.modules
+        pipe = DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)
+        assert type(pipe).__module__ == "ddm_diffusers.pipelines.pipeline_ddm"
+        draw(pipe)
+        """,
+    "components": """
+        from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
+        unet = DDMUNet2DModel.from_pretrained(repo, subfolder="unet")
+        draw(DDMPipeline(unet, DDMScheduler.from_pretrained(repo, subfolder="scheduler")))
+        """,
+    "a component passed": """
+        from ddm_diffusers import DDMPipeline, DDMScheduler
+        draw(DDMPipeline.from_pretrained(repo, scheduler=DDMScheduler(eta=0.5)))
+        """,
+    "a revision": LOAD.replace("(repo)", "(repo, revision='v1')"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_to_load(way, client, pushed):
+    assert np.array_equal(client.images(WAYS[way]), pushed)
+
+
+def test_variants_and_dtypes(client, pushed):
+    images = client.images(
+        """
+        from ddm_diffusers import DDMPipeline
+        pipe = DDMPipeline.from_pretrained(repo, variant="fp16", torch_dtype=torch.float16)
+        assert pipe.unet.dtype == torch.float16
+        draw(pipe.to(torch.float32))
+        """
+    )
+    # float16 rounds weights of order 0.1 by up to 2^-14
+    assert not np.array_equal(images, pushed)
+    assert np.abs(images - pushed).max() < 0.02
+    names = [path.name for path in (client.folder / "cache").rglob("*.safetensors")]
+    assert names == ["diffusion_pytorch_model.fp16.safetensors"]
+    assert "variant=missing" in client.error(LOAD.replace("(repo)", "(repo, variant='missing')"))
+
+
+def test_a_second_load_comes_from_the_cache(client, pushed, server):
+    client.images(LOAD)
+    before = len(server.requests)
+    assert np.array_equal(client.images(LOAD), pushed)
+    assert not [path for method, path in server.requests[before:] if method == "GET" and "/api/" not in path]
+    server.stop()
+    try:
+        assert np.array_equal(client.images(LOAD, HF_HUB_OFFLINE="1"), pushed)
+        assert np.array_equal(client.images(LOAD.replace("(repo)", "(repo, local_files_only=True)")), pushed)
+    finally:
+        server.start()
+
+
+def test_a_stock_pipeline_with_our_parts(server, tmp_path, client):
+    author = Client(server, tmp_path, token=TOKEN)
+    expected = author.images(
+        """
+        from diffusers import DDPMPipeline
+        from ddm_diffusers import DDMScheduler, DDMUNet2DModel
+        torch.manual_seed(0)
+        unet = DDMUNet2DModel(
+            sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, attention_head_dim=4,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+        pipe = DDPMPipeline(unet, DDMScheduler())
+        draw(pipe)
+        pipe.push_to_hub(repo)
+        """,
+        repo="user/stock",
+    )
+    load = "from diffusers import DDPMPipeline; draw(DDPMPipeline.from_pretrained(repo{}))"
+    assert np.array_equal(client.images("import ddm_diffusers; " + load.format(""), repo="user/stock"), expected)
+    # or without the import, by the modules that each component brought along
+    remote = load.format(", trust_remote_code=True")
+    assert np.array_equal(client.images(remote, repo="user/stock"), expected)
+    assert "trust_remote_code=True" in client.error(load.format(""), repo="user/stock")
+
+
+def test_without_the_package_the_error_says_what_to_install(client, pushed):
+    # None in sys.modules is how Python marks a module that cannot be imported
+    message = client.error(
+        'sys.modules["ddm_diffusers"] = None'
+        + textwrap.dedent(WAYS["DiffusionPipeline"]).replace('assert "ddm_diffusers" not in sys.modules', "")
+    )
+    assert "pip install ddm-diffusers" in message
+
+
+def test_without_trust_no_code_of_a_repository_runs(client, pushed):
+    message = client.error("from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(repo)")
+    assert "trust_remote_code=True" in message
+
+
+def test_a_release_of_diffusers_that_moved_the_place(client):
+    message = client.error(
+        """
+        from diffusers import DiffusionPipeline
+        from diffusers.pipelines import pipeline_loading_utils
+        del pipeline_loading_utils.LOADABLE_CLASSES
+        import ddm_diffusers
+        """
+    )
+    assert "ImportError: ddm_diffusers cannot register" in message and "LOADABLE_CLASSES" in message
+
+
+@pytest.mark.parametrize(
+    "fault", [{"kind": "status", "status": 500}, {"kind": "reset"}, {"kind": "lost"}], ids=lambda fault: fault["kind"]
+)
+def test_a_push_that_fails_and_then_succeeds(fault, server, saved, tmp_path, client):
+    repo = f"user/push-{fault['kind']}"
+    author = Client(server, tmp_path, token=TOKEN)
+    push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"
+    failing = server.fail_next("POST", r"/commit/", **fault)
+    author.error(push, repo=repo)
+    assert failing.times == 0
+    if fault["kind"] != "lost":  # there the commit was made, and only its answer was lost
+        assert set(server.files(repo)) == {".gitattributes"}
+    assert author.run(push, repo=repo).returncode == 0
+    assert server.files(repo)[WEIGHTS] == (saved / WEIGHTS).read_bytes()
+    assert client.run(LOAD, repo=repo).returncode == 0
+
+
+def test_a_push_without_a_token_that_may_write(server, saved, tmp_path):
+    author = Client(server, tmp_path, token="hf_wrong")
+    push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"
+    assert "401" in author.error(push, repo="user/refused")
+    assert "user/refused" not in server.repositories
+    author.token = TOKEN
+    assert author.run(push, repo="user/refused").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("truncate", "its own class"),
+        *(("corrupt", way) for way in ("its own class", "DiffusionPipeline", "components")),
+    ],
+)
+def test_damaged_weights(kind, way, server, client, pushed):
+    # the client itself asks six times for what is cut short, but takes anything that has the right size
+    failing = server.fail_next("GET", r"^/storage/.*\.safetensors$", times=1 if kind == "corrupt" else 6, kind=kind)
+    message = client.error(WAYS[way])
+    assert failing.times == 0
+    if kind == "corrupt":
+        assert "OSError: The weights diffusion_pytorch_model.safetensors" in message and "damaged" in message
+    assert np.array_equal(client.images(WAYS[way]), pushed)
+
+
+HOSTILE = {
+    "a class that does not exist": (["ddm_diffusers", "Nope"], "Nope"),
+    "something of ours that is no component": (
+        ["ddm_diffusers", "register_with_diffusers"],
+        "register_with_diffusers",
+    ),
+    "a foreign module": (["antigravity", "geohash"], "antigravity"),
+    "a module in the repository": (["evil", "Evil"], "trust_remote_code"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_components_are_refused(what, server, client, pushed):
+    component, message = HOSTILE[what]
+    index = {"_class_name": ["evil", "Evil"], "_diffusers_version": "0.42.1", "unet": component}
+    index["scheduler"] = ["ddm_diffusers", "DDMScheduler"]
+    evil = b"from pathlib import Path\nPath('touched').touch()\n"
+    files = {
+        f"{folder}{name}.py": evil for folder in ("", "unet/", "scheduler/") for name in ("evil", "ddm_diffusers")
+    }
+    files |= {name: data for name, data in server.files(REPO).items() if "/" in name and not name.endswith(".py")}
+    server.commit("user/hostile", {**files, "model_index.json": json.dumps(index).encode()})
+    assert message in client.error(LOAD, repo="user/hostile")
+    assert not (client.folder / "touched").exists()
+
+
+def test_our_own_class_runs_no_module_of_a_repository(server, client, pushed):
+    files = server.files(REPO)
+    evil = b"from pathlib import Path\nPath('touched').touch()\n"
+    assert {"ddm_pipeline.py", "unet/ddm_diffusers.py", "scheduler/ddm_diffusers.py"} <= set(files)
+    server.commit("user/evil", {name: evil if name.endswith(".py") else data for name, data in files.items()})
+    assert np.array_equal(client.images(LOAD, repo="user/evil"), pushed)
+    assert not (client.folder / "touched").exists()
+
+
+@pytest.mark.parametrize("way", ["its own class", "components"])
+def test_pickles_are_refused(way, server, client, pushed):
+    files = {name: data for name, data in server.files(REPO).items() if not name.endswith(".safetensors")}
+    server.commit("user/pickle", {**files, "unet/diffusion_pytorch_model.bin": b"\x80\x04N."})
+    assert "safetensors" in client.error(WAYS[way], repo="user/pickle")
+    assert not list((client.folder / "cache").rglob("*.bin"))
+
+
+def test_pickles_are_not_written(saved, tmp_path, rejects):
+    pipe = DDMPipeline.from_pretrained(saved)
+    for each in (pipe, pipe.unet):
+        with rejects("`safe_serialization`", "False", "True"):
+            each.save_pretrained(tmp_path / "out", safe_serialization=False)
+        with rejects("`use_safetensors`", "False", "True"):
+            type(each).from_pretrained(saved, use_safetensors=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_card(server, pushed):
+    files = server.files(REPO)
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.library_name == "diffusers"
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert "decoupled-diffusion" in card.data.tags
+    assert f'DDMPipeline.from_pretrained("{REPO}")' in card.text
+    assert "](samples.png)" in card.text
+    assert files["samples.png"].startswith(b"\x89PNG")
+
+
+def test_model_card_of_a_training(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "out")
+    pipe = DDMPipeline.from_pretrained(saved)
+    Image.new("L", (4, 4)).save(tmp_path / "out" / "samples.png")
+    rows = [{"steps": 5, "FID": 12.5}, {"steps": 10, "FID": 8.25}]
+    assert write_model_card(
+        tmp_path / "out",
+        pipe,
+        repo_id="me/digits",
+        license="apache-2.0",
+        datasets="ylecun/mnist",
+        training_command="accelerate launch examples/train_ddm.py --seed 0",
+        settings={"batch size": 64},
+        evaluation=rows,
+    )
+    text = (tmp_path / "out" / "README.md").read_text()
+    card = ModelCard(text)
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", "ylecun/mnist")
+    for part in ("--seed 0", "| batch size | 64 |", "| 10 | 8.25 |", "![Samples of the model](samples.png)"):
+        assert part in text
+    # its code works where its repository is
+    code = text.split("```python\n")[1].split("```")[0].replace('"me/digits"', repr(str(saved)))
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_an_edited_model_card_is_never_overwritten(saved, tmp_path, server, monkeypatch):
+    folder = tmp_path / "out"
+    shutil.copytree(saved, folder)
+    pipe = DDMPipeline.from_pretrained(saved)
+    card = folder / "README.md"
+    assert is_generated_card(card.read_text())
+    assert write_model_card(folder, pipe, repo_id="me/other")  # ours, not edited: brought up to date
+    assert "me/other" in card.read_text()
+    card.write_text(card.read_text().replace("## Use", "## How I use it"))
+    mine = card.read_text()
+    assert not write_model_card(folder, pipe, repo_id="me/third")
+    pipe.save_pretrained(folder)
+    assert card.read_text() == mine
+
+
+def test_an_edited_model_card_on_the_hub_is_never_overwritten(server, saved, tmp_path):
+    author = Client(server, tmp_path, token=TOKEN)
+    push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"
+    assert author.run(push, repo="user/card").returncode == 0
+    generated = server.files("user/card")["README.md"]
+    mine = generated + b"\nMy notes.\n"
+    server.commit("user/card", {"README.md": mine, WEIGHTS: None})
+    assert author.run(push, repo="user/card").returncode == 0
+    assert server.files("user/card")["README.md"] == mine
+    assert WEIGHTS in server.files("user/card")
+
+
+def test_subclasses_of_users_stay_theirs(saved, tmp_path):
+    class MyPipeline(DDMPipeline):
+        pass
+
+    pipe = DDMPipeline.from_pretrained(saved)
+    MyPipeline(pipe.unet, pipe.scheduler).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "MyPipeline"
+    assert not (tmp_path / "ddm_pipeline.py").exists()
+    assert type(MyPipeline.from_pretrained(tmp_path)) is MyPipeline
+
+
+def test_weights_on_the_hub_are_those_that_were_saved(server, pushed, saved, tmp_path):
+    (tmp_path / "weights").write_bytes(server.files(REPO, "v1")[WEIGHTS])
+    there, here = load_file(tmp_path / "weights"), load_file(saved / WEIGHTS)
+    assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in here)

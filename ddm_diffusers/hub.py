@@ -18,11 +18,12 @@ from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
 from diffusers import DiffusionPipeline, ModelMixin, pipelines
 from diffusers.pipelines import pipeline_loading_utils
 from diffusers.utils import make_image_grid
 from huggingface_hub import ModelCardData, create_repo, hf_hub_download, try_to_load_from_cache, upload_folder
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from PIL import Image, ImageOps
 
 
@@ -68,7 +69,16 @@ def register_with_diffusers(*component_classes: type) -> None:
             " `diffusers.pipelines.pipeline_loading_utils` lacks `LOADABLE_CLASSES` or `ALL_IMPORTABLE_CLASSES`."
             " Install the newest release of ddm-diffusers, or diffusers 0.42."
         ) from error
-    setattr(pipelines, LIBRARY_NAME, SimpleNamespace(**{c.__name__: c for c in component_classes}))
+    setattr(pipelines, LIBRARY_NAME, _Components(**{c.__name__: c for c in component_classes}))
+
+
+class _Components(SimpleNamespace):
+    """The components of this package and nothing else of it, for diffusers to look up what a repository names."""
+
+    def __getattr__(self, name):
+        raise AttributeError(
+            f"{LIBRARY_NAME} has no component {name!r}, only {sorted(vars(self))}. A newer release may have it."
+        )
 
 
 class HubMixin:
@@ -224,10 +234,11 @@ class HubPipelineMixin(HubMixin):
             ValueError: `safe_serialization` is `False`.
             huggingface_hub.errors.HfHubHTTPError: the Hub refused a request, for want of a token that may write, say.
         """
+        _refuse_pickles("safe_serialization", safe_serialization)
         commit_message = commit_message or f"Upload {type(self).__name__}"
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
-            super().save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            super().save_pretrained(folder, variant=variant)
             if subfolder is None:
                 sample_grid(self).save(Path(folder, SAMPLES_NAME))
                 write_model_card(folder, self, repo_id=repo_id)
@@ -272,11 +283,14 @@ def upload_pipeline(
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     ignore_patterns = list(ignore_patterns or [])
     try:
-        card = Path(hf_hub_download(repo_id, CARD_NAME, token=token)).read_text(encoding="utf-8")
+        card = Path(hf_hub_download(repo_id, CARD_NAME, token=token, force_download=True)).read_text(encoding="utf-8")
         if not is_generated_card(card):
             ignore_patterns.append(CARD_NAME)
-    except EntryNotFoundError:
-        pass
+    except EntryNotFoundError as error:
+        if isinstance(
+            error, LocalEntryNotFoundError
+        ):  # the Hub did not answer, which does not mean that there is none
+            raise
     return upload_folder(
         repo_id=repo_id,
         folder_path=folder,
@@ -299,8 +313,6 @@ def sample_grid(pipeline: DiffusionPipeline, num_images: int = 16, num_inference
         num_images (`int`, defaults to 16): How many.
         num_inference_steps (`int`, defaults to 10): Steps of each.
     """
-    import torch
-
     num_classes = pipeline.unet.config.num_class_embeds
     images = pipeline(
         batch_size=num_images,

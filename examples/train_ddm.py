@@ -241,6 +241,7 @@ def main(args):
     unet = build_unet(args, transform.channels, None if class_names is None else len(class_names))
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    sigma_data = unet.config.sigma_data
     scheduler = DDMScheduler(attenuation=args.attenuation, noise_schedule=args.noise_schedule)
     ema = None
     if args.use_ema:
@@ -356,6 +357,8 @@ def main(args):
         unit="step",
     )
     for epoch in range(first_epoch, num_epochs):
+        if global_step >= max_train_steps:  # resumed from the end
+            break
         unet.train()
         train_loss = 0.0
         step_start = time.perf_counter()
@@ -389,7 +392,7 @@ def main(args):
                     timesteps,
                     attenuation,
                     weighting=args.weighting,
-                    sigma_data=args.sigma_data,
+                    sigma_data=sigma_data,
                     reconstruction_weight=args.reconstruction_weight,
                 )
                 accelerator.backward(loss)

@@ -229,8 +229,17 @@ def test_a_release_of_diffusers_that_moved_the_place(client):
     assert "ImportError: ddm_diffusers cannot register" in message and "LOADABLE_CLASSES" in message
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "fault", [{"kind": "status", "status": 500}, {"kind": "reset"}, {"kind": "lost"}], ids=lambda fault: fault["kind"]
+    "fault",
+    [
+        {"kind": "status", "status": 500},
+        pytest.param({"kind": "reset"}, marks=slow),
+        pytest.param({"kind": "lost"}, marks=slow),
+    ],
+    ids=lambda fault: fault["kind"],
 )
 def test_a_push_that_fails_and_then_succeeds(fault, server, saved, tmp_path, client):
     repo = f"user/push-{fault['kind']}"
@@ -273,7 +282,7 @@ def test_damaged_weights(kind, way, server, client, pushed):
 
 
 HOSTILE = {
-    "a class that does not exist": (["ddm_diffusers", "Nope"], "Nope"),
+    "a class that does not exist": (["ddm_diffusers", "Nope"], "ddm_diffusers has no component 'Nope'"),
     "something of ours that is no component": (
         ["ddm_diffusers", "register_with_diffusers"],
         "register_with_diffusers",
@@ -383,6 +392,10 @@ def test_an_edited_model_card_on_the_hub_is_never_overwritten(server, saved, tmp
     generated = server.files("user/card")["README.md"]
     mine = generated + b"\nMy notes.\n"
     server.commit("user/card", {"README.md": mine, WEIGHTS: None})
+    # not even when the Hub does not tell whether there is one
+    failing = server.fail_next("HEAD", r"README\.md$", kind="reset")
+    author.error(push, repo="user/card")
+    assert failing.times == 0 and server.files("user/card")["README.md"] == mine
     assert author.run(push, repo="user/card").returncode == 0
     assert server.files("user/card")["README.md"] == mine
     assert WEIGHTS in server.files("user/card")

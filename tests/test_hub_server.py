@@ -350,6 +350,7 @@ def test_transport():
         get()
 
 
+@pytest.mark.slow
 def test_diffusers(tmp_path):
     script = """
 import torch

@@ -162,6 +162,7 @@ def test_default_model_suits_the_resolution(script, resolution, levels):
     assert len(script.default_block_out_channels(args.resolution)) == levels
 
 
+@pytest.mark.slow
 def test_push_to_hub(tmp_path):
     token = "hf_secret"
     arguments = [*SMALL, "--output_dir", "out", "--max_train_steps", "4", "--checkpointing_steps", "2"]

@@ -12,7 +12,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from packaging.version import Version
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
 
@@ -72,8 +71,6 @@ def test_the_images_are_those_of_the_loop_written_out(unet_options, pipeline):
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 @pytest.mark.parametrize("scheduler_options", [{}, {"solver_order": 2, "eta": 0.5, "time_grid": "power"}], ids=str)
 def test_the_stock_pipeline_makes_the_same_images(scheduler_options, output_type, pipeline):
-    if output_type == "pt" and Version(diffusers.__version__) < Version("0.41"):
-        pytest.skip("before diffusers 0.41 the stock pipeline returned an array here")
     ours = pipeline(scheduler_options)
     stock = diffusers.DDPMPipeline(ours.unet, DDMScheduler(**scheduler_options))
     stock.set_progress_bar_config(disable=True)

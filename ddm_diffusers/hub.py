@@ -13,7 +13,9 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,10 @@ LIBRARY_NAME = __name__.split(".")[0]
 PIPELINE_MODULE = "ddm_pipeline"
 CARD_NAME = "README.md"
 SAMPLES_NAME = "samples.png"
+SAMPLES_LINK = f"![Samples of the model]({SAMPLES_NAME})"
+
+# What the training script leaves beside a pipeline, and nobody wants to download
+TRAINING_FILES = ("checkpoint-*", "logs/*", "samples/*")
 
 LOADER = '''\
 """Loads {class_name} from the installed package."""
@@ -93,6 +99,12 @@ class HubMixin:
             loader = LOADER.format(library=LIBRARY_NAME, class_name=type(self).__name__)
             Path(save_directory, f"{self._loader_module}.py").write_text(loader, encoding="utf-8")
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The config as JSON, without the path that it was loaded from, which is nobody else's business."""
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def _is_ours(cls) -> bool:
@@ -197,9 +209,29 @@ class HubPipelineMixin(HubMixin):
         }
         super().save_pretrained(save_directory, variant=variant, max_shard_size=max_shard_size, **kwargs)
         repo_id = hub_options.pop("repo_id", Path(save_directory).name)
-        write_model_card(save_directory, self, repo_id=repo_id)
+        self._bring_card(Path(save_directory), repo_id)
         if push_to_hub:
-            upload_pipeline(save_directory, repo_id, **hub_options)
+            upload_pipeline(save_directory, repo_id, ignore_patterns=TRAINING_FILES, **hub_options)
+
+    def _bring_card(self, folder: Path, repo_id: str) -> None:
+        """Leave the model card of a folder, or bring that of the folder the pipeline comes from, or write a new one."""
+        if (folder / CARD_NAME).exists():
+            return
+        source = Path(self.config.get("_name_or_path") or folder)
+        for name in (CARD_NAME, SAMPLES_NAME):
+            if (source / name).is_file() and not (folder / name).exists():
+                shutil.copyfile(source / name, folder / name)
+        if not (folder / CARD_NAME).exists():
+            write_model_card(folder, self, repo_id=repo_id)
+            return
+        text = (folder / CARD_NAME).read_text(encoding="utf-8")
+        if is_generated_card(text):
+            body = text[: text.rindex("<!--")]
+            body = re.sub(r'\.from_pretrained\("[^"]*"\)', lambda _: f'.from_pretrained("{repo_id}")', body)
+            body = re.sub(r"^# .*", lambda _: f"# {repo_id.split('/')[-1]}", body, count=1, flags=re.MULTILINE)
+            if (folder / SAMPLES_NAME).exists() and SAMPLES_LINK not in body:
+                body = body.replace("\n## Use\n", f"\n{SAMPLES_LINK}\n\n## Use\n", 1)
+            (folder / CARD_NAME).write_text(_sign(body), encoding="utf-8")
 
     def push_to_hub(
         self,
@@ -215,7 +247,8 @@ class HubPipelineMixin(HubMixin):
         """
         Upload the pipeline, with a model card and a grid of samples, to the Hub.
 
-        A model card in the repository that somebody wrote or edited is left as it is.
+        A repository that has a model card keeps it. Otherwise the card and the samples of the folder that the pipeline
+        was loaded from go along, or new ones.
 
         Args:
             repo_id (`str`): The repository, `user/name`; it is created if it does not exist.
@@ -240,8 +273,10 @@ class HubPipelineMixin(HubMixin):
         with tempfile.TemporaryDirectory() as folder:
             super().save_pretrained(folder, variant=variant)
             if subfolder is None:
-                sample_grid(self).save(Path(folder, SAMPLES_NAME))
-                write_model_card(folder, self, repo_id=repo_id)
+                source = Path(self.config.get("_name_or_path") or folder)
+                if not (source / SAMPLES_NAME).is_file():
+                    sample_grid(self).save(Path(folder, SAMPLES_NAME))
+                self._bring_card(Path(folder), repo_id)
             return upload_pipeline(
                 folder,
                 repo_id,
@@ -249,6 +284,7 @@ class HubPipelineMixin(HubMixin):
                 token=token,
                 create_pr=create_pr,
                 path_in_repo=subfolder,
+                replace_card=False,
             )
 
 
@@ -265,26 +301,31 @@ def upload_pipeline(
     token: str | None = None,
     create_pr: bool = False,
     path_in_repo: str | None = None,
-    ignore_patterns: list[str] | None = None,
+    ignore_patterns: Sequence[str] = (),
+    replace_card: bool = True,
 ) -> str:
     """
-    Upload a saved pipeline. A model card in the repository that somebody wrote or edited is left as it is.
+    Upload a saved pipeline. A model card in the repository that somebody wrote or edited is left as it is, and so are
+    the samples that it shows.
 
     Args:
         folder (`str` or `os.PathLike`): What `save_pretrained` wrote.
         repo_id (`str`): The repository, `user/name`; it is created if it does not exist.
         commit_message, private, token, create_pr: As for [`~HubPipelineMixin.push_to_hub`].
         path_in_repo (`str`, *optional*): The folder of the repository to upload to.
-        ignore_patterns (`list[str]`, *optional*): Files of `folder` that are not uploaded.
+        ignore_patterns (`Sequence[str]`, defaults to `()`): Files of `folder` that are not uploaded.
+        replace_card (`bool`, defaults to `True`): Whether to replace a card that this package wrote.
 
     Returns:
         `str`: the address of the commit.
     """
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    ignore_patterns = list(ignore_patterns or [])
+    ignore_patterns = list(ignore_patterns)
     try:
         card = Path(hf_hub_download(repo_id, CARD_NAME, token=token, force_download=True)).read_text(encoding="utf-8")
         if not is_generated_card(card):
+            ignore_patterns += [CARD_NAME, SAMPLES_NAME]
+        elif not replace_card:
             ignore_patterns.append(CARD_NAME)
     except EntryNotFoundError as error:
         if isinstance(
@@ -374,14 +415,14 @@ def write_model_card(
         " [diffusers](https://github.com/huggingface/diffusers), made with ddm-diffusers.",
     ]
     if Path(folder, SAMPLES_NAME).exists():
-        parts.append(f"![Samples of the model]({SAMPLES_NAME})")
+        parts.append(SAMPLES_LINK)
     parts += [
         "## Use",
         "After `pip install ddm-diffusers`:",
         f"```python\nfrom {LIBRARY_NAME} import {class_name}\n\n"
         f'pipe = {class_name}.from_pretrained("{repo_id}")\n'
         f"images = pipe(batch_size=16, num_inference_steps=10{labels}).images\n```",
-        "Or without importing the package, by `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)`.",
+        "`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it too, with the package installed.",
     ]
     if training_command is not None:
         parts += ["## Training", f"```bash\n{training_command}\n```"]
@@ -389,7 +430,7 @@ def write_model_card(
     if evaluation:
         parts += ["## Evaluation", _table(evaluation)]
     body = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n\n"
-    path.write_text(body + f"<!-- generated by ddm-diffusers, {_digest(body)} -->\n", encoding="utf-8")
+    path.write_text(_sign(body), encoding="utf-8")
     return True
 
 
@@ -397,6 +438,10 @@ def is_generated_card(text: str) -> bool:
     """Whether a model card is as [`write_model_card`] wrote it: the digest at its end is that of what precedes it."""
     match = re.fullmatch(r"(.*)<!-- generated by ddm-diffusers, ([0-9a-f]{64}) -->\s*", text, flags=re.DOTALL)
     return match is not None and _digest(match[1]) == match[2]
+
+
+def _sign(body: str) -> str:
+    return body + f"<!-- generated by ddm-diffusers, {_digest(body)} -->\n"
 
 
 def _digest(text: str) -> str:

@@ -29,7 +29,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
-from ddm_diffusers.hub import sample_grid, write_model_card
+from ddm_diffusers.hub import TRAINING_FILES, sample_grid, write_model_card
 from ddm_diffusers.training import (
     WEIGHTINGS,
     HubUploader,
@@ -162,6 +162,8 @@ def parse_args(input_args=None):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} is {value}, but has to be 1 or more.")
+    if not args.push_to_hub and (args.push_every_checkpoint or args.hub_model_id):
+        parser.error("--push_every_checkpoint and --hub_model_id need --push_to_hub.")
     if not 0 <= args.class_dropout_prob <= 1:
         parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
     return args
@@ -216,6 +218,8 @@ def main(args):
         project_config=ProjectConfiguration(project_dir=output_dir, logging_dir=output_dir / args.logging_dir),
     )
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    for name in ("httpx", "httpx2"):  # a line for each request of an upload, with its signed address
+        logging.getLogger(name).setLevel(logging.WARNING)
     for library in (datasets.utils.logging, diffusers.utils.logging):
         library.set_verbosity_warning() if accelerator.is_local_main_process else library.set_verbosity_error()
     if args.seed is not None:
@@ -448,11 +452,9 @@ def main(args):
             f"Saved the pipeline in {output_dir} and {args.eval_batch_size} samples in {output_dir}/samples.png"
         )
         if args.push_to_hub:
-            uploader.upload(
-                output_dir,
-                f"Trained for {global_step} steps",
-                ignore_patterns=["checkpoint-*", f"{args.logging_dir}/*", "samples/*"],
-            )
+            logger.info(f"Uploading it to {uploader.repo_id}; if that fails, push_to_hub uploads it from there later")
+            ignore_patterns = [*TRAINING_FILES, f"{args.logging_dir}/*"]
+            uploader.upload(output_dir, f"Trained for {global_step} steps", ignore_patterns)
             uploader.close()
     accelerator.end_training()
 

@@ -337,8 +337,11 @@ class _Handler(BaseHTTPRequestHandler):
     def repository(self, repo_id: str) -> Repository:
         """A repository, as far as this client may know about it."""
         repo = self.hub.repositories.get(repo_id)
-        if repo is None or (repo.private and self.anonymous and "/storage/" not in self.path):
-            refusal = (401, "Invalid username or password.") if self.anonymous else (404, "Repository not found")
+        signed = "/storage/" in self.path  # its addresses are signed and need no token
+        if repo is None or (repo.private and not signed and self.anonymous):
+            refusal = (404, "Repository not found")
+            if not signed and self.anonymous:
+                refusal = (401, "Invalid username or password.")
             raise HubError(*refusal, "RepoNotFound")
         return repo
 

@@ -370,6 +370,31 @@ def test_model_card_of_a_training(saved, tmp_path):
     exec(compile(code, "README.md", "exec"), {})
 
 
+def test_the_card_of_a_training_goes_along(saved, tmp_path, server):
+    folder = tmp_path / "trained"
+    shutil.copytree(saved, folder)
+    Image.new("L", (4, 4)).save(folder / "samples.png")
+    pipe = DDMPipeline.from_pretrained(saved)
+    assert write_model_card(folder, pipe, repo_id="me/other", license="mit", training_command="train it")
+    author = Client(server, tmp_path, token=TOKEN)
+    push = f"""
+        from ddm_diffusers import DDMPipeline
+        pipe = DDMPipeline.from_pretrained({str(folder)!r})
+        pipe.push_to_hub(repo, private=True)
+        pipe.save_pretrained("copy")
+        DDMPipeline.from_pretrained(repo).push_to_hub(repo)
+        """
+    result = author.run(push, repo="user/trained")
+    assert result.returncode == 0, result.stderr[-3000:]
+    files = server.files("user/trained")
+    for card in (files["README.md"].decode(), (tmp_path / "copy" / "README.md").read_text()):
+        assert "license: mit" in card and "train it" in card and is_generated_card(card)
+    assert '.from_pretrained("user/trained")' in files["README.md"].decode()
+    assert "\n# trained\n" in files["README.md"].decode()
+    # where it was loaded from is nobody else's business
+    assert not [name for name, data in files.items() if str(tmp_path).encode() in data]
+
+
 def test_an_edited_model_card_is_never_overwritten(saved, tmp_path, server, monkeypatch):
     folder = tmp_path / "out"
     shutil.copytree(saved, folder)

@@ -5,7 +5,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,18 +52,19 @@ class HubUploader:
         except Exception as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED:
                 raise ValueError(
-                    f"`repo_id` is {repo_id!r}, but the Hub does not let this token write there: {error}"
+                    f"`repo_id` is {repo_id!r}, but the Hub does not let this token write there, or there is none: log"
+                    f" in with `hf auth login`. {error}"
                 ) from error
             logger.warning("The Hub does not answer; training goes on and uploads later. %s", error)
 
-    def upload(self, folder: str | Path, commit_message: str, ignore_patterns: list[str] | None = None) -> Future:
+    def upload(self, folder: str | Path, commit_message: str, ignore_patterns: Sequence[str] = ()) -> Future:
         """
         Queue a folder that stays as it is until it is uploaded.
 
         Args:
             folder (`str` or `Path`): What `save_pretrained` wrote.
             commit_message (`str`): Message of the commit.
-            ignore_patterns (`list[str]`, *optional*): Files that are not uploaded.
+            ignore_patterns (`Sequence[str]`, defaults to `()`): Files that are not uploaded.
 
         Returns:
             `concurrent.futures.Future`: whose result is whether the folder was uploaded.
@@ -86,7 +87,7 @@ class HubUploader:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if self._last is not None and not self._last.done():
-            logger.warning("The upload before %r is still under way; this one is left out.", commit_message)
+            logger.warning("The upload before %r is not through yet; this one is left out.", commit_message)
             shutil.rmtree(folder, ignore_errors=True)
             return
         self.upload(folder, commit_message).add_done_callback(lambda _: shutil.rmtree(folder, ignore_errors=True))
@@ -95,7 +96,7 @@ class HubUploader:
         """Wait until everything is uploaded, or has failed for good."""
         self._executor.shutdown(wait=True)
 
-    def _upload(self, folder: Path, commit_message: str, ignore_patterns: list[str] | None) -> bool:
+    def _upload(self, folder: Path, commit_message: str, ignore_patterns: Sequence[str]) -> bool:
         for attempt in range(self.retries + 1):
             try:
                 upload_pipeline(

@@ -85,7 +85,7 @@ def test_snapshots_do_not_block_and_do_not_pile_up(server, tmp_path):
         """,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "WARNING The upload before 'step 2' is still under way" in result.stderr
+    assert "WARNING The upload before 'step 2' is not through yet" in result.stderr
     assert set(server.files("user/run")) == {".gitattributes", "1.json"}
 
 

@@ -11,6 +11,7 @@ Conventions of this module: a time is a float, a 0-d tensor (one time for all) o
 stays float64. A 0-d time on the CPU works with images on any device and synchronises nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +20,11 @@ import torch
 
 Attenuation = Literal["constant", "linear"]
 NoiseSchedule = Literal["sqrt", "linear"]
+Extrapolation = Literal["time", "log_snr"]
 
 ATTENUATIONS = ("constant", "linear")
 NOISE_SCHEDULES = ("sqrt", "linear")
+EXTRAPOLATIONS = ("time", "log_snr")
 
 
 def as_time(t: float | torch.Tensor) -> torch.Tensor:
@@ -86,6 +89,21 @@ class DecoupledProcess:
         """`lambda_t = log(alpha_t / sigma_t)` for constant attenuation; minus infinity at t = 1, plus at t = 0."""
         return self.alpha(t).log() - self.sigma(t).log()
 
+    def time(self, ratio: torch.Tensor) -> torch.Tensor:
+        """The time t at which `alpha_t / sigma_t` is `ratio`, in [0, infinity]: the inverse of `exp(lambda_t)`."""
+        if self.noise_schedule == "sqrt":
+            return (2 / (ratio + (ratio**2 + 4).sqrt())) ** 2
+        return 1 / (1 + ratio)
+
+    def clock(self, t: torch.Tensor) -> torch.Tensor:
+        """
+        The time `u` at which the standard Wiener process (`noise_schedule="sqrt"`) mixes image and noise as this one
+        does at time `t`. It runs from 0 at t = 0 to 1 at t = 1, where `lambda_t` is infinite.
+        """
+        if self.noise_schedule == "sqrt":
+            return t
+        return DecoupledProcess().time(self.alpha(t) / self.sigma(t))
+
     def coefficients(self, x_0: torch.Tensor, slope: torch.Tensor | None = None) -> torch.Tensor:
         """
         The attenuation coefficients that end at zero, `H_1 = -x_0`: what a model is trained to predict.
@@ -142,6 +160,58 @@ class DecoupledProcess:
         t = as_time(t)
         sigma_t = broadcast_time(self.sigma(t), x_t)
         return at_least_float32(x_t) - self.attenuate(coefficients, t) - sigma_t * at_least_float32(eps)
+
+    def noise(
+        self, x_t: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor, t: float | torch.Tensor
+    ) -> torch.Tensor:
+        """`eps = (x_t - x_0 - H_t) / sigma_t`, the forward equation solved for the noise, for t > 0."""
+        t = as_time(t)
+        sigma_t = broadcast_time(self.sigma(t), x_t)
+        return (at_least_float32(x_t) - at_least_float32(x_0) - self.attenuate(coefficients, t)) / sigma_t
+
+    def extrapolation_weights(
+        self,
+        s: float | torch.Tensor,
+        times: Sequence[float | torch.Tensor],
+        variable: Extrapolation = "time",
+    ) -> torch.Tensor:
+        r"""
+        The weights of the last estimates of the clean image in the one that stands for a whole step to s.
+
+        Without fresh noise and with constant attenuation the reverse process is `d(x / sigma) = x_0_hat d(alpha / sigma)`
+        (DPM-Solver++, arXiv 2211.01095, proposition 4.1), so a step from t to s is exact with the mean of `x_0_hat` over
+        it in the measure `d(alpha / sigma)`. The estimates so far are continued by the polynomial through them:
+
+        - `"time"`: in the `clock` `u` of the process, in closed form. With `a = sqrt(u_t)` and `b = sqrt(u_s)` the mean of
+          `u^m` over the step is `ab / (1 + ab) (p_{2m - 1} + p_{2m + 1})`, `p_n = (a^n - b^n) / (n (a - b))`. It is
+          finite at t = 1, where lambda is not, and into s = 0 it is the value of the polynomial there.
+        - `"log_snr"`: in lambda, to its first term, which is DPM-Solver++(2M) (algorithm 2 there). The steps that
+          begin or end where lambda is infinite stay first-order.
+
+        Args:
+            s (`float` or 0-d `torch.Tensor`): The time the step goes to.
+            times (sequence of `float` or 0-d `torch.Tensor`):
+                The times of the estimates, the newest, t, first. One more gives one more order.
+            variable (`"time"` or `"log_snr"`, defaults to `"time"`): See above. Of `"log_snr"` two times at most count.
+
+        Returns:
+            `torch.Tensor` of shape `(len(times),)` and of sum 1.
+        """
+        s, times = as_time(s), torch.stack([as_time(t) for t in times])
+        if variable == "log_snr":
+            weights = torch.zeros_like(times)
+            if len(times) > 1 and s > 0:
+                lambda_s, lambda_t, lambda_previous = self.half_log_snr(torch.stack([s, times[0], times[1]]))
+                weights[1] = (lambda_t - lambda_s) / (lambda_t - lambda_previous) / 2
+            weights[0] = 1 - weights[1:].sum()
+            return weights
+        u = self.clock(times)
+        a, b = u[0].sqrt(), self.clock(s).sqrt()
+        p = {n: sum(a**i * b ** (n - 1 - i) for i in range(n)) / n for n in range(1, 2 * len(times), 2)}
+        scale = a * b / (1 + a * b)
+        means = [scale * (p[2 * m - 1] + p[2 * m + 1]) for m in range(1, len(times))]
+        powers = u ** torch.arange(len(times), dtype=u.dtype, device=u.device)[:, None]
+        return torch.linalg.solve(powers, torch.stack([torch.ones_like(a), *means]))
 
     def bridge_scales(
         self, s: float | torch.Tensor, t: float | torch.Tensor, eta: float = 1.0

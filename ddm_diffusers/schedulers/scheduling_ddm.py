@@ -11,11 +11,11 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..hub import HubMixin
-from ..process import Attenuation, DecoupledProcess, NoiseSchedule, at_least_float32
+from ..process import EXTRAPOLATIONS, Attenuation, DecoupledProcess, Extrapolation, NoiseSchedule, at_least_float32
 
 
 PREDICTION_TYPES = ("decoupled",)
-TIME_GRIDS = ("uniform", "power")
+TIME_GRIDS = ("uniform", "power", "ratio")
 
 
 @dataclass
@@ -52,11 +52,16 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         prediction_type (`"decoupled"`, defaults to `"decoupled"`):
             The model returns attenuation coefficients and noise, concatenated on dim 1.
         solver_order (`int`, defaults to 1):
-            1, the paper's step; or 2, which extrapolates the estimate of the clean sample from the last two
-            evaluations (DPM-Solver++(2M), arXiv 2211.01095), derives the noise from it, and needs constant attenuation.
+            1, the paper's step; or 2 or 3, which extrapolate the estimates of the clean sample from the last two or
+            three evaluations, at no further cost, and derive the noise from the result.
+        extrapolation (`"time"` or `"log_snr"`, defaults to `"time"`):
+            In which variable the estimates are continued, see [`~process.DecoupledProcess.extrapolation_weights`]:
+            time, or lambda, which with `solver_order=2` and `eta=0` is DPM-Solver++(2M) (arXiv 2211.01095).
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
-        time_grid (`"uniform"` or `"power"`, defaults to `"uniform"`):
-            `t_i = 1 - i / N`, the paper's; or `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0.
+        time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"uniform"`):
+            `t_i = 1 - i / N`, the paper's; `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0; or
+            the times at which `sigma_t / alpha_t = s^1.5 / (1 - s)` for `s = 1 - i / (N + 1/2)`, then 0: near t = 1
+            equal steps of `alpha / sigma`, in which the reverse process is linear, and finer ones where details form.
         rho (`float`, defaults to 2.0): Exponent of the power grid, above 0. 1 gives equal steps down to `t_min`.
         t_min (`float`, defaults to 1e-4): Last time of the power grid at which the model is evaluated, in (0, 1).
         clip_sample (`bool`, defaults to `True`):
@@ -78,9 +83,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         attenuation: Attenuation = "constant",
         noise_schedule: NoiseSchedule = "sqrt",
         prediction_type: Literal["decoupled"] = "decoupled",
-        solver_order: Literal[1, 2] = 1,
+        solver_order: Literal[1, 2, 3] = 1,
+        extrapolation: Extrapolation = "time",
         eta: float = 1.0,
-        time_grid: Literal["uniform", "power"] = "uniform",
+        time_grid: Literal["uniform", "power", "ratio"] = "uniform",
         rho: float = 2.0,
         t_min: float = 1e-4,
         clip_sample: bool = True,
@@ -93,9 +99,12 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             num_train_timesteps=num_train_timesteps,
         )
         _check(prediction_type in PREDICTION_TYPES, f"one of {PREDICTION_TYPES}", prediction_type=prediction_type)
-        _check(solver_order in (1, 2), "1 or 2", solver_order=solver_order)
+        _check(solver_order in (1, 2, 3), "1, 2 or 3", solver_order=solver_order)
+        _check(extrapolation in EXTRAPOLATIONS, f"one of {EXTRAPOLATIONS}", extrapolation=extrapolation)
         _check(
-            solver_order == 1 or attenuation == "constant", "1 with `attenuation='linear'`", solver_order=solver_order
+            solver_order < 3 or extrapolation == "time",
+            "1 or 2 with `extrapolation='log_snr'`",
+            solver_order=solver_order,
         )
         _check(0 <= eta <= 1, "in [0, 1]", eta=eta)
         _check(time_grid in TIME_GRIDS, f"one of {TIME_GRIDS}", time_grid=time_grid)
@@ -114,7 +123,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         self._times = None
         self._step_index = None
         self._begin_index = None
-        self._previous_estimate = None
+        self._estimates = []
 
     @property
     def step_index(self) -> int | None:
@@ -192,12 +201,15 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         self._times = torch.cat([times, times.new_zeros(1)])
         self._step_index = None
         self._begin_index = None
-        self._previous_estimate = None
+        self._estimates = []
 
     def _grid(self, num_steps: int) -> torch.Tensor:
         i = torch.arange(num_steps, dtype=torch.float64)
         if self.config.time_grid == "uniform":
             return 1 - i / num_steps
+        if self.config.time_grid == "ratio":
+            s = 1 - i / (num_steps + 0.5)
+            return self.process.time((1 - s) / s**1.5)
         rho, t_min = self.config.rho, self.config.t_min
         fraction = i / max(num_steps - 1, 1)
         # as a blend, which ends at t_min even where t_min^(1 / rho) is lost beside 1
@@ -247,8 +259,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         x_t = at_least_float32(sample)
 
         x_0, coefficients, noise = self._estimate(at_least_float32(model_output), x_t, t)
-        if self.config.solver_order == 2:
-            x_0, coefficients, noise = self._extrapolate(x_0, noise, x_t, t, s)
+        if self.config.solver_order > 1:
+            x_0, coefficients, noise = self._extrapolate(x_0, coefficients, x_t, t, s)
 
         prev_sample, std = self.process.posterior(x_0, coefficients, noise, s, t, self.config.eta)
         if self.config.eta > 0 and s > 0:
@@ -279,23 +291,18 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         return x_0, self.process.coefficients(x_0), noise
 
     def _extrapolate(
-        self, x_0: torch.Tensor, noise: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
+        self, x_0: torch.Tensor, coefficients: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        The clean sample extrapolated in lambda from this evaluation and the previous one (DPM-Solver++(2M), arXiv
-        2211.01095, algorithm 2), with the coefficients and the noise that belong to it. The first step and the one
-        into s = 0 stay first-order; on the second one the weight is 0 by itself where the first began at t = 1.
+        The clean sample and the coefficients extrapolated from the last evaluations, as many as there are up to the
+        order of the solver, and the noise that belongs to them in `x_t`.
         """
-        previous = self._previous_estimate
-        self._previous_estimate = (x_0, t)
-        if previous is None or s == 0:
-            return x_0, self.process.coefficients(x_0), noise
-        previous_x_0, previous_t = previous
-        lambda_s, lambda_t, lambda_previous = map(self.process.half_log_snr, (s, t, previous_t))
-        weight = (lambda_s - lambda_t) / (lambda_t - lambda_previous) / 2
-        x_0 = x_0 + weight * (x_0 - previous_x_0)
-        noise = (x_t - self.process.alpha(t) * x_0) / self.process.sigma(t)
-        return x_0, self.process.coefficients(x_0), noise
+        self._estimates = [(t, x_0, coefficients), *self._estimates][: self.config.solver_order]
+        times, images, attenuations = zip(*self._estimates, strict=True)
+        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation).tolist()
+        x_0 = sum(weight * image for weight, image in zip(weights, images, strict=True))
+        coefficients = sum(weight * attenuation for weight, attenuation in zip(weights, attenuations, strict=True))
+        return x_0, coefficients, self.process.noise(x_t, x_0, coefficients, t)
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
         timestep = float(timestep)

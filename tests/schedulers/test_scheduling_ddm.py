@@ -1,15 +1,19 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
 Proves that `DDMScheduler` samples: a perfect model gives back the image exactly at any number of steps, the stochastic
-step is the bridge's and the second order is DPM-Solver++(2M), both written out here a second time. And that it keeps the
-contracts around that: one evaluation a timestep, any rank and dtype, generators, saving, and errors that change nothing.
+step is the bridge's, and the higher orders are DPM-Solver++(2M) or integrate the polynomial through the estimates, all of
+them written out here a second time. And that it keeps the contracts around that: one evaluation a timestep, any rank and dtype, generators, saving, and errors that change nothing.
 """
 
 import copy
 import inspect
 import math
 
+import numpy as np
 import pytest
+import scipy.integrate
+import scipy.interpolate
+import scipy.optimize
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from hypothesis import given
@@ -67,9 +71,9 @@ def run(scheduler, x, model, generator=None):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("time_grid", ["uniform", "power"])
+@pytest.mark.parametrize("time_grid", ["uniform", "power", "ratio"])
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
-@pytest.mark.parametrize("attenuation, solver_order", [("constant", 1), ("constant", 2), ("linear", 1)])
+@pytest.mark.parametrize("attenuation, solver_order", [("constant", 1), ("constant", 3), ("linear", 1), ("linear", 2)])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 100])
 def test_a_perfect_model_gives_back_the_image(num_steps, attenuation, solver_order, noise_schedule, time_grid, eta):
     scheduler = DDMScheduler(
@@ -210,9 +214,14 @@ def power_times(num_steps, rho, t_min):
         ([0.9, 0.7, 0.65, 0.2, 0.05], None),
     ],
 )
-def test_second_order_is_dpm_solver_2m(times, options, noise_schedule, clip_sample):
+def test_second_order_in_lambda_is_dpm_solver_2m(times, options, noise_schedule, clip_sample):
     scheduler = DDMScheduler(
-        noise_schedule=noise_schedule, solver_order=2, eta=0.0, clip_sample=clip_sample, **(options or {})
+        noise_schedule=noise_schedule,
+        solver_order=2,
+        extrapolation="log_snr",
+        eta=0.0,
+        clip_sample=clip_sample,
+        **(options or {}),
     )
     if options is None:
         scheduler.set_timesteps(timesteps=[1000 * t for t in times])
@@ -238,13 +247,13 @@ def test_second_order_is_dpm_solver_2m(times, options, noise_schedule, clip_samp
 
 
 @pytest.mark.parametrize("num_steps", [3, 8, 20])
-def test_second_order_is_diffusers_multistep_solver_on_the_flow_path(num_steps):
+def test_second_order_in_lambda_is_diffusers_multistep_solver_on_the_flow_path(num_steps):
     # sigma_t = t is the straight path of flow matching, which diffusers' solver knows
     theirs = DPMSolverMultistepScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=2, final_sigmas_type="zero"
     )
     theirs.set_timesteps(num_steps)
-    ours = DDMScheduler(noise_schedule="linear", solver_order=2, eta=0.0, clip_sample=False)
+    ours = DDMScheduler(noise_schedule="linear", solver_order=2, extrapolation="log_snr", eta=0.0, clip_sample=False)
     ours.set_timesteps(timesteps=theirs.sigmas[:-1].double() * 1000)
     x = y = draw(2, 3, 8)
     for sigma, their_timestep, our_timestep in zip(theirs.sigmas[:-1], theirs.timesteps, ours.timesteps, strict=True):
@@ -258,10 +267,10 @@ def test_second_order_is_diffusers_multistep_solver_on_the_flow_path(num_steps):
     torch.testing.assert_close(x, y, rtol=0, atol=200 * torch.finfo(torch.float32).eps)
 
 
-def test_second_order_differs_from_first_where_it_should():
+def test_second_order_in_lambda_differs_from_first_where_it_should():
     results = {}
     for order in (1, 2):
-        scheduler = DDMScheduler(solver_order=order, eta=0.0)
+        scheduler = DDMScheduler(solver_order=order, extrapolation="log_snr", eta=0.0)
         scheduler.set_timesteps(4)
         x, results[order] = draw(1, 2, 4), []
         for timestep in scheduler.timesteps.tolist():
@@ -272,6 +281,88 @@ def test_second_order_differs_from_first_where_it_should():
     # the first step has no predecessor, the second one's predecessor is at lambda = -infinity
     torch.testing.assert_close(results[1][:2], results[2][:2], rtol=0, atol=1e-6)
     assert (results[1][2] - results[2][2]).abs().max() > 1e-3
+
+
+def integrated_step(x, times, s, estimates, noise_schedule):
+    """
+    One deterministic step from times[0] to s whose clean image follows the polynomial through the estimates, in the time
+    of the standard Wiener process; d(x / sigma) = x_0 d(alpha / sigma) integrated numerically.
+    """
+
+    def ratio(t):
+        return (1 - t) / (t**0.5 if noise_schedule == "sqrt" else t)
+
+    def clock(t):
+        return scipy.optimize.brentq(lambda u: (1 - u) - ratio(t) * u**0.5, 0, 1, xtol=1e-15) if t < 1 else 1.0
+
+    sigma = (lambda t: t**0.5) if noise_schedule == "sqrt" else (lambda t: t)
+    nodes = [clock(t) for t in times]
+    polynomials = [scipy.interpolate.lagrange(nodes, row) for row in np.eye(len(nodes))]
+    # u as the variable: alpha / sigma = (1 - u) / sqrt(u)
+    slope = lambda u: -(1 + u) / (2 * u**1.5)  # noqa: E731
+    result = sigma(s) / sigma(times[0]) * x
+    for polynomial, estimate in zip(polynomials, estimates, strict=True):
+        integral = scipy.integrate.quad(lambda u, p=polynomial: p(u) * slope(u), nodes[0], clock(s), epsabs=1e-13)[0]
+        result = result + sigma(s) * integral * estimate
+    return result
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@pytest.mark.parametrize("solver_order", [2, 3])
+def test_a_step_integrates_the_polynomial_through_the_estimates(solver_order, noise_schedule):
+    times = [1.0, 0.8, 0.55, 0.3, 0.02]
+    scheduler = DDMScheduler(noise_schedule=noise_schedule, solver_order=solver_order, eta=0.0, clip_sample=False)
+    scheduler.set_timesteps(timesteps=[1000 * t for t in times])
+    x, estimates = draw(2, 3, 8, dtype=torch.float64), []
+    for i, (t, timestep) in enumerate(zip(times, scheduler.timesteps, strict=True)):
+        sigma_t = true_sigma(scheduler, t)
+        image = (0.8 * x).tanh()
+        estimates = [image, *estimates][:solver_order]
+        out = scheduler.step(torch.cat([-image, (x - (1 - t) * image) / sigma_t], dim=1), timestep, x)
+        if t == times[-1]:
+            break
+        nodes = times[i::-1][: len(estimates)]
+        expected = integrated_step(x, nodes, times[i + 1], estimates, noise_schedule)
+        torch.testing.assert_close(out.prev_sample, expected, rtol=0, atol=1e-9)
+        x = out.prev_sample
+    # into s = 0 it is the value of the polynomial there
+    nodes = [
+        t if noise_schedule == "sqrt" else float(scheduler.process.clock(torch.tensor(t).double())) for t in times
+    ]
+    polynomial = np.polynomial.polynomial.polyfit(
+        nodes[: -1 - solver_order : -1], np.stack([e.flatten().numpy() for e in estimates]), solver_order - 1
+    )
+    expected = torch.from_numpy(polynomial[0]).reshape(x.shape)
+    torch.testing.assert_close(out.prev_sample, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver_order", [1, 2, 3])
+def test_the_error_falls_with_the_order(solver_order):
+    # For normal data the best estimate is linear in x and the deterministic path is known: x_0 = sd x_1.
+    sd, errors, x = 0.5, [], draw(1, 1, 64, dtype=torch.float64)
+    scheduler = DDMScheduler(solver_order=solver_order, eta=0.0, clip_sample=False)
+    for num_steps in (40, 80):
+        scheduler.set_timesteps(timesteps=[1000 * (1 - i / num_steps) ** 2 for i in range(num_steps)])
+
+        def model(x_t, timestep):
+            t = float(timestep) / 1000
+            variance = ((1 - t) * sd) ** 2 + t
+            image = (1 - t) * sd**2 / variance * x_t
+            return torch.cat([-image, (x_t - (1 - t) * image) / t**0.5], dim=1)
+
+        errors.append((run(scheduler, x, model)[0] - sd * x).abs().max().item())
+    # Twice the steps divide the error by 2 or by 4: the first step has one estimate only, and an error of h^2 with it.
+    assert errors[0] / errors[1] > (1.7 if solver_order == 1 else 3.4)
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+def test_ratio_grid(noise_schedule):
+    scheduler = DDMScheduler(time_grid="ratio", noise_schedule=noise_schedule)
+    scheduler.set_timesteps(10)
+    for i, timestep in enumerate(scheduler.timesteps.tolist()):
+        s, t = 1 - i / 10.5, timestep / 1000
+        # cross-multiplied, since alpha is 0 at t = 1
+        assert true_sigma(scheduler, t) * (1 - s) == pytest.approx((1 - t) * s**1.5, rel=1e-5, abs=1e-12)
 
 
 def test_second_order_forgets_the_former_run():
@@ -361,7 +452,9 @@ def test_every_float32_timestep_is_found(num_steps):
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 7), (2, 3, 4, 5), (2, 3, 2, 4, 5)], ids=str)
-@pytest.mark.parametrize("attenuation, solver_order", [("constant", 1), ("constant", 2), ("linear", 1)])
+@pytest.mark.parametrize(
+    "attenuation, solver_order", [("constant", 1), ("constant", 2), ("constant", 3), ("linear", 1), ("linear", 2)]
+)
 def test_any_rank(shape, attenuation, solver_order):
     # only dim 0 and dim 1 have a meaning: the same numbers in another shape give the same result
     scheduler = DDMScheduler(attenuation=attenuation, solver_order=solver_order)
@@ -388,7 +481,9 @@ def test_any_rank(shape, attenuation, solver_order):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("attenuation, solver_order", [("constant", 1), ("constant", 2), ("linear", 1)])
+@pytest.mark.parametrize(
+    "attenuation, solver_order", [("constant", 1), ("constant", 2), ("constant", 3), ("linear", 1), ("linear", 2)]
+)
 def test_a_half_step_is_a_float32_step_rounded_once(dtype, attenuation, solver_order):
     half, full = (DDMScheduler(attenuation=attenuation, solver_order=solver_order) for _ in range(2))
     half.set_timesteps(5), full.set_timesteps(5)
@@ -529,6 +624,7 @@ def test_the_input_is_not_changed_in_place():
     [
         {},
         {"solver_order": 2, "eta": 0.25, "time_grid": "power", "rho": 1.5, "t_min": 0.01, "noise_schedule": "linear"},
+        {"solver_order": 3, "extrapolation": "time", "time_grid": "ratio"},
         {"attenuation": "linear", "num_train_timesteps": 300, "clip_sample": False, "clip_sample_range": 2.0},
     ],
 )
@@ -563,8 +659,9 @@ def test_save_and_load(options, tmp_path):
         ({"noise_schedule": "cosine"}, ("`noise_schedule`", "'cosine'", "'sqrt'", "'linear'")),
         ({"time_grid": "karras"}, ("`time_grid`", "'karras'", "'uniform'", "'power'")),
         ({"prediction_type": "score"}, ("`prediction_type`", "'score'", "'decoupled'")),
-        ({"solver_order": 3}, ("`solver_order`", "3", "1 or 2")),
-        ({"solver_order": 2, "attenuation": "linear"}, ("`solver_order`", "2", "attenuation='linear'")),
+        ({"solver_order": 4}, ("`solver_order`", "4", "1, 2 or 3")),
+        ({"solver_order": 3, "extrapolation": "log_snr"}, ("`solver_order`", "3", "extrapolation='log_snr'")),
+        ({"extrapolation": "cubic"}, ("`extrapolation`", "'cubic'", "'time'", "'log_snr'")),
         ({"rho": 0.0}, ("`rho`", "0.0", "above 0")),
         ({"t_min": 0.0}, ("`t_min`", "0.0", "(0, 1)")),
         ({"t_min": 1.0}, ("`t_min`", "1.0", "(0, 1)")),
@@ -583,8 +680,8 @@ def state(scheduler):
     return {
         name: value.tolist() if torch.is_tensor(value) else copy.deepcopy(value)
         for name, value in vars(scheduler).items()
-        if name != "_previous_estimate"
-    } | {"estimate": repr(scheduler._previous_estimate)}
+        if name != "_estimates"
+    } | {"estimates": repr(scheduler._estimates)}
 
 
 @pytest.fixture

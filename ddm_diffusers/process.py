@@ -6,11 +6,12 @@
 The attenuation `H_t` takes the image to zero (`H_1 = -x_0`) while a Wiener process on the clock `sigma_t ** 2` takes
 zero to noise. Both are analytic, so the marginal, the posterior and one reverse step of any size are closed formulas.
 
-Conventions of this module: a time is a float, a 0-d tensor (one time for all) or a `(batch_size,)` tensor; images are
+Conventions of this module: a time is a float or 0-d tensor (one time for all), or a `(batch_size,)` tensor; images are
 `(batch_size, channels, ...)` of any rank of 2 or more. Half precision is raised to float32 and stays there; float64
-stays float64. A 0-d time on the CPU works with images on any device and synchronises nothing.
+stays float64. Float times are the fastest: their formulas run in Python, in double precision, and the device gets scalars.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,14 +28,19 @@ NOISE_SCHEDULES = ("sqrt", "linear")
 EXTRAPOLATIONS = ("time", "log_snr")
 
 
-def as_time(t: float | torch.Tensor) -> torch.Tensor:
-    """A tensor of times. A Python float becomes float64, which as a 0-d tensor does not promote what it multiplies."""
-    return at_least_float32(t) if torch.is_tensor(t) else torch.tensor(t, dtype=torch.float64)
-
-
-def broadcast_time(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def broadcast_time(t: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
     """Shape times `(batch_size,)` as `(batch_size, 1, ...)`, so that they multiply `x` image by image."""
-    return t if t.ndim == 0 else t.reshape(-1, *(1 for _ in x.shape[1:]))
+    if not torch.is_tensor(t) or t.ndim == 0:
+        return t
+    return t.reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+def add_scaled(x: torch.Tensor, scale: float | torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """`x + scale y` in float32 or better, where `scale` is a number, or one for each image; one kernel for a number."""
+    x, y = at_least_float32(x), at_least_float32(y)
+    if not torch.is_tensor(scale):
+        return torch.add(x, y, alpha=scale)
+    return x + broadcast_time(scale, y) * y
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -77,32 +83,32 @@ class DecoupledProcess:
         """How many coefficients describe the attenuation of one channel: 1 (`c`) or 2 (`k` and `c`)."""
         return 1 if self.attenuation == "constant" else 2
 
-    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+    def alpha(self, t: float | torch.Tensor) -> float | torch.Tensor:
         """`alpha_t = 1 - t`, the factor of `x_0` in `x_t` (for linear attenuation: of the part that `k` leaves)."""
         return 1 - t
 
-    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+    def sigma(self, t: float | torch.Tensor) -> float | torch.Tensor:
         """`sigma_t`, the standard deviation of the noise at time `t`: `sqrt(t)` or `t`."""
-        return t.sqrt() if self.noise_schedule == "sqrt" else t
+        return t**0.5 if self.noise_schedule == "sqrt" else t
 
     def half_log_snr(self, t: torch.Tensor) -> torch.Tensor:
         """`lambda_t = log(alpha_t / sigma_t)` for constant attenuation; minus infinity at t = 1, plus at t = 0."""
         return self.alpha(t).log() - self.sigma(t).log()
 
-    def time(self, ratio: torch.Tensor) -> torch.Tensor:
-        """The time t at which `alpha_t / sigma_t` is `ratio`, in [0, infinity]: the inverse of `exp(lambda_t)`."""
+    def time(self, alpha: float | torch.Tensor, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        """The time at which image and noise are mixed as `alpha : sigma`, neither of them negative, not both 0."""
         if self.noise_schedule == "sqrt":
-            return (2 / (ratio + (ratio**2 + 4).sqrt())) ** 2
-        return 1 / (1 + ratio)
+            return (2 * sigma / (alpha + (alpha**2 + 4 * sigma**2) ** 0.5)) ** 2
+        return sigma / (alpha + sigma)
 
-    def clock(self, t: torch.Tensor) -> torch.Tensor:
+    def clock(self, t: float | torch.Tensor) -> float | torch.Tensor:
         """
         The time `u` at which the standard Wiener process (`noise_schedule="sqrt"`) mixes image and noise as this one
         does at time `t`. It runs from 0 at t = 0 to 1 at t = 1, where `lambda_t` is infinite.
         """
         if self.noise_schedule == "sqrt":
             return t
-        return DecoupledProcess().time(self.alpha(t) / self.sigma(t))
+        return DecoupledProcess().time(self.alpha(t), self.sigma(t))
 
     def coefficients(self, x_0: torch.Tensor, slope: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -133,20 +139,27 @@ class DecoupledProcess:
         Returns:
             `torch.Tensor` of shape `(batch_size, channels, ...)`.
         """
-        t = broadcast_time(as_time(t), coefficients)
+        t = broadcast_time(t, coefficients)
         coefficients = at_least_float32(coefficients)
         if self.attenuation == "constant":
             return coefficients * t
         k, c = coefficients.chunk(2, dim=1)
         return k * (t**2 / 2) + c * t
 
+    def image(self, x_0: torch.Tensor, coefficients: torch.Tensor | None, t: float | torch.Tensor) -> torch.Tensor:
+        """
+        `x_0 + H_t`, what is left of the image at time `t`. For constant attenuation the coefficients may be `None`: they
+        are then the image's own, `c = -x_0`, and `alpha_t x_0` is left.
+        """
+        if coefficients is None:
+            return at_least_float32(x_0) * broadcast_time(self.alpha(t), x_0)
+        return at_least_float32(x_0) + self.attenuate(coefficients, t)
+
     def marginal(
-        self, x_0: torch.Tensor, coefficients: torch.Tensor, eps: torch.Tensor, t: float | torch.Tensor
+        self, x_0: torch.Tensor, coefficients: torch.Tensor | None, eps: torch.Tensor, t: float | torch.Tensor
     ) -> torch.Tensor:
         """`x_t = x_0 + H_t + sigma_t eps`, a draw of `q(x_t | x_0, H)` for `eps ~ N(0, I)`. Shapes as `x_0`."""
-        t = as_time(t)
-        sigma_t = broadcast_time(self.sigma(t), x_0)
-        return at_least_float32(x_0) + self.attenuate(coefficients, t) + sigma_t * at_least_float32(eps)
+        return add_scaled(self.image(x_0, coefficients, t), self.sigma(t), eps)
 
     def clean(
         self, x_t: torch.Tensor, coefficients: torch.Tensor, eps: torch.Tensor, t: float | torch.Tensor
@@ -157,24 +170,19 @@ class DecoupledProcess:
         For estimates and constant attenuation this is the blend `(1 - t) x_0(eps) + t (-c)` of the images that the
         two estimates imply by themselves.
         """
-        t = as_time(t)
-        sigma_t = broadcast_time(self.sigma(t), x_t)
-        return at_least_float32(x_t) - self.attenuate(coefficients, t) - sigma_t * at_least_float32(eps)
+        if self.attenuation == "constant":
+            attenuated = add_scaled(x_t, -t, coefficients)
+        else:
+            attenuated = at_least_float32(x_t) - self.attenuate(coefficients, t)
+        return add_scaled(attenuated, -self.sigma(t), eps)
 
     def noise(
-        self, x_t: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor, t: float | torch.Tensor
+        self, x_t: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor | None, t: float | torch.Tensor
     ) -> torch.Tensor:
         """`eps = (x_t - x_0 - H_t) / sigma_t`, the forward equation solved for the noise, for t > 0."""
-        t = as_time(t)
-        sigma_t = broadcast_time(self.sigma(t), x_t)
-        return (at_least_float32(x_t) - at_least_float32(x_0) - self.attenuate(coefficients, t)) / sigma_t
+        return (at_least_float32(x_t) - self.image(x_0, coefficients, t)) / broadcast_time(self.sigma(t), x_t)
 
-    def extrapolation_weights(
-        self,
-        s: float | torch.Tensor,
-        times: Sequence[float | torch.Tensor],
-        variable: Extrapolation = "time",
-    ) -> torch.Tensor:
+    def extrapolation_weights(self, s: float, times: Sequence[float], variable: Extrapolation = "time") -> list[float]:
         r"""
         The weights of the last estimates of the clean image in the one that stands for a whole step to s.
 
@@ -189,33 +197,40 @@ class DecoupledProcess:
           begin or end where lambda is infinite stay first-order.
 
         Args:
-            s (`float` or 0-d `torch.Tensor`): The time the step goes to.
-            times (sequence of `float` or 0-d `torch.Tensor`):
+            s (`float`): The time the step goes to.
+            times (sequence of 1 to 3 `float`):
                 The times of the estimates, the newest, t, first. One more gives one more order.
-            variable (`"time"` or `"log_snr"`, defaults to `"time"`): See above. Of `"log_snr"` two times at most count.
+            variable (`"time"` or `"log_snr"`, defaults to `"time"`): See above. Of `"log_snr"` two times at most.
 
         Returns:
-            `torch.Tensor` of shape `(len(times),)` and of sum 1.
+            `list[float]`: as many as there are times, of sum 1.
         """
-        s, times = as_time(s), torch.stack([as_time(t) for t in times])
+        if len(times) == 1:
+            return [1.0]
         if variable == "log_snr":
-            weights = torch.zeros_like(times)
-            if len(times) > 1 and s > 0:
-                lambda_s, lambda_t, lambda_previous = self.half_log_snr(torch.stack([s, times[0], times[1]]))
-                weights[1] = (lambda_t - lambda_s) / (lambda_t - lambda_previous) / 2
-            weights[0] = 1 - weights[1:].sum()
-            return weights
-        u = self.clock(times)
-        a, b = u[0].sqrt(), self.clock(s).sqrt()
-        p = {n: sum(a**i * b ** (n - 1 - i) for i in range(n)) / n for n in range(1, 2 * len(times), 2)}
-        scale = a * b / (1 + a * b)
-        means = [scale * (p[2 * m - 1] + p[2 * m + 1]) for m in range(1, len(times))]
-        powers = u ** torch.arange(len(times), dtype=u.dtype, device=u.device)[:, None]
-        return torch.linalg.solve(powers, torch.stack([torch.ones_like(a), *means]))
+            lambda_s, lambda_t, lambda_previous = self.half_log_snr(
+                torch.tensor([s, *times], dtype=torch.float64)
+            ).tolist()
+            weight = (lambda_s - lambda_t) / (lambda_t - lambda_previous) / 2 if s > 0 else 0.0
+            return [1 + weight, -weight]
+        nodes = [self.clock(t) for t in times]
+        a, b = nodes[0] ** 0.5, self.clock(s) ** 0.5
+        p = {n: sum(a**i * b ** (n - 1 - i) for i in range(n)) / n for n in (1, 3, 5)}
+        mean, mean_square = (a * b / (1 + a * b) * (p[2 * m - 1] + p[2 * m + 1]) for m in (1, 2))
+        weights = []
+        for i, node in enumerate(nodes):
+            # the mean of Lagrange's polynomial, the product of (u - other) / (node - other)
+            others = nodes[:i] + nodes[i + 1 :]
+            if len(others) == 1:
+                numerator = mean - others[0]
+            else:
+                numerator = mean_square - sum(others) * mean + math.prod(others)
+            weights.append(numerator / math.prod(node - other for other in others))
+        return weights
 
     def bridge_scales(
         self, s: float | torch.Tensor, t: float | torch.Tensor, eta: float = 1.0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[float | torch.Tensor, float | torch.Tensor]:
         """
         The factors of `eps` and of the fresh noise in the posterior `q(x_s | x_t, x_0, H)`.
 
@@ -229,16 +244,15 @@ class DecoupledProcess:
         Returns:
             `(sqrt(sigma_s^2 - eta^2 v), eta sqrt(v))`, each of the broadcast shape of `s` and `t`.
         """
-        s, t = as_time(s), as_time(t)
         variance_s, ratio = self.sigma(s) ** 2, (self.sigma(s) / self.sigma(t)) ** 2
         # sigma_s^2 - eta^2 v without the cancellation near s = t
         kept = variance_s * ((1 - eta**2) + eta**2 * ratio)
-        return kept.sqrt(), eta * (variance_s * (1 - ratio)).sqrt()
+        return kept**0.5, eta * (variance_s * (1 - ratio)) ** 0.5
 
     def posterior(
         self,
         x_0: torch.Tensor,
-        coefficients: torch.Tensor,
+        coefficients: torch.Tensor | None,
         eps: torch.Tensor,
         s: float | torch.Tensor,
         t: float | torch.Tensor,
@@ -255,7 +269,7 @@ class DecoupledProcess:
         Args:
             x_0, eps (`torch.Tensor` of shape `(batch_size, channels, ...)`): Image and noise that make up `x_t`.
             coefficients (`torch.Tensor` of shape `(batch_size, num_coefficients * channels, ...)`):
-                Attenuation coefficients.
+                Attenuation coefficients; see [`~DecoupledProcess.image`] for `None`.
             s, t (`float` or `torch.Tensor`): Times with 0 <= s < t <= 1.
             eta (`float`, defaults to 1.0): See [`~DecoupledProcess.bridge_scales`].
 
@@ -263,6 +277,4 @@ class DecoupledProcess:
             The mean, of the shape of `x_0`, and the standard deviation, which broadcasts against it.
         """
         eps_scale, std = self.bridge_scales(s, t, eta)
-        mean = at_least_float32(x_0) + self.attenuate(coefficients, s)
-        mean = mean + broadcast_time(eps_scale, x_0) * at_least_float32(eps)
-        return mean, broadcast_time(std, x_0)
+        return add_scaled(self.image(x_0, coefficients, s), eps_scale, eps), broadcast_time(std, x_0)

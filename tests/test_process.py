@@ -9,6 +9,7 @@ Every Monte Carlo tolerance is 6 standard errors, a chance of about 2e-9 to fail
 import math
 
 import pytest
+import scipy.integrate
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,7 +96,7 @@ def test_posterior_is_the_bridge_of_a_simulated_path(attenuation, noise_schedule
     )
     eps = (x_t - x_0 - walked) / true_sigma(noise_schedule, t)
     mean, std = process.posterior(image, process.coefficients(image, slope), eps, s, t)
-    std = std.item()
+    std = float(std)
     residual = x_s - mean
     rounding = 1e-12  # for s = 0, where everything is exact
     assert abs(residual.mean().item()) <= 6 * std / math.sqrt(num_paths) + rounding
@@ -173,7 +174,7 @@ def test_posterior_is_the_papers_formula(attenuation, s_t, seed):
     torch.testing.assert_close(process.marginal(x_0, coefficients, eps, t), x_t, rtol=0, atol=1e-6)
     torch.testing.assert_close(mean, expected_mean, rtol=0, atol=1e-6)
     assert mean.dtype == torch.float64
-    assert abs(std.item() ** 2 - expected_variance) < 1e-6
+    assert abs(float(std) ** 2 - expected_variance) < 1e-6
 
 
 @given(noise_schedules, st.tuples(st.floats(0.05, 0.95), st.floats(0.1, 0.95)).map(lambda p: (p[0] * p[1], p[1])))
@@ -185,7 +186,7 @@ def test_posterior_is_not_that_of_ddpm(noise_schedule, s_t):
     scale = (1 - t) / (1 - s)
     fresh = sigma_t**2 - scale**2 * sigma_s**2
     ddpm_variance = 1 / (1 / sigma_s**2 + scale**2 / fresh)
-    std = DecoupledProcess("constant", noise_schedule).bridge_scales(s, t)[1].item()
+    std = DecoupledProcess("constant", noise_schedule).bridge_scales(s, t)[1]
     # process.md: DDPM multiplies sigma_s^2 / sigma_t^2 by alpha_t^2 / alpha_s^2, and so injects more noise
     assert ddpm_variance == pytest.approx(sigma_s**2 * (1 - scale**2 * sigma_s**2 / sigma_t**2))
     assert ddpm_variance - std**2 == pytest.approx(sigma_s**4 / sigma_t**2 * (1 - scale**2))
@@ -199,8 +200,8 @@ def test_eta_scales_the_standard_deviation_of_the_bridge(noise_schedule, s_t, et
     sigma_s, sigma_t = true_sigma(noise_schedule, s), true_sigma(noise_schedule, t)
     v = sigma_s**2 * (1 - sigma_s**2 / sigma_t**2)
     kept, std = DecoupledProcess("constant", noise_schedule).bridge_scales(s, t, eta)
-    assert std.item() == pytest.approx(eta * math.sqrt(v), abs=1e-12)
-    assert kept.item() == pytest.approx(math.sqrt(sigma_s**2 - eta**2 * v), rel=1e-6, abs=1e-12)
+    assert float(std) == pytest.approx(eta * math.sqrt(v), abs=1e-12)
+    assert kept == pytest.approx(math.sqrt(sigma_s**2 - eta**2 * v), rel=1e-6, abs=1e-12)
 
 
 @given(attenuations, noise_schedules, st.floats(0.001, 1), seeds)
@@ -230,7 +231,7 @@ def test_step_to_zero_is_the_image_without_noise(attenuation, noise_schedule):
     process = DecoupledProcess(attenuation, noise_schedule)
     mean, std = process.posterior(x_0, process.coefficients(x_0, k), eps, 0.0, 0.37)
     assert torch.equal(mean, x_0)
-    assert not std.any()
+    assert std == 0
 
 
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
@@ -270,7 +271,7 @@ def test_a_time_for_each_image_equals_one_by_one(attenuation, noise_schedule, sh
         torch.testing.assert_close(x_t[one], process.marginal(x_0[one], coefficients[one], eps[one], t[i].item()))
         mean_i, std_i = process.posterior(x_0[one], coefficients[one], eps[one], s[i].item(), t[i].item(), 0.5)
         torch.testing.assert_close(mean[one], mean_i)
-        torch.testing.assert_close(std.flatten()[i], std_i)
+        assert std.flatten()[i].item() == pytest.approx(std_i, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -305,3 +306,32 @@ def test_unknown_process_is_rejected(name, value, rejects):
 def test_linear_coefficients_without_slope_are_rejected(rejects):
     with rejects("`slope`", "None", "shape of `x_0`"):
         DecoupledProcess("linear").coefficients(torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+def test_clock(noise_schedule):
+    process = DecoupledProcess("constant", noise_schedule)
+    assert process.clock(0.0) == 0 and process.clock(1.0) == 1
+    t = torch.linspace(0.01, 1, 50, dtype=torch.float64)
+    u = process.clock(t)
+    torch.testing.assert_close((1 - u) * process.sigma(t), (1 - t) * u.sqrt(), rtol=0, atol=1e-12)
+    # `time` undoes what `alpha` and `sigma` do, whatever their common scale
+    torch.testing.assert_close(process.time(3 * (1 - t), 3 * process.sigma(t)), t, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@pytest.mark.parametrize("num_times", [1, 2, 3])
+@pytest.mark.parametrize("s", [0.0, 0.11])
+def test_extrapolation_is_exact_for_polynomials(num_times, s, noise_schedule):
+    process = DecoupledProcess("constant", noise_schedule)
+    times = [0.3, 0.6, 1.0][:num_times]
+    weights = process.extrapolation_weights(s, times)
+    u = [process.clock(t) for t in times]
+    a, b = u[0], process.clock(s)
+    for power in range(num_times):
+        # the mean of u^power over the step in the measure d(alpha / sigma) = d((1 - u) / sqrt(u))
+        expected = b**power
+        if s > 0:
+            moments = [scipy.integrate.quad(lambda u, p=p: u**p * (1 + u) / u**1.5, b, a)[0] for p in (power, 0)]
+            expected = moments[0] / moments[1]
+        assert sum(w * x**power for w, x in zip(weights, u, strict=True)) == pytest.approx(expected, abs=1e-9)

@@ -1,4 +1,5 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,8 +119,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         # Settable values. Until `set_timesteps` is called, the timesteps are those of whole training indices.
         self.num_inference_steps = None
         self.timesteps = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float32)
-        # The times t in [0, 1] of the steps and the final 0, as float64 on the CPU: 0-d tensors of it multiply samples
-        # on any device without a copy or a synchronisation.
+        # The times t in [0, 1] of the steps and the final 0, as numbers: nothing waits for the device that has `timesteps`.
         self._times = None
         self._step_index = None
         self._begin_index = None
@@ -198,7 +198,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
 
         self.num_inference_steps = len(times)
         self.timesteps = (times * T).to(device=device, dtype=torch.float32)
-        self._times = torch.cat([times, times.new_zeros(1)])
+        self._times = [*times.tolist(), 0.0]
         self._step_index = None
         self._begin_index = None
         self._estimates = []
@@ -209,7 +209,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             return 1 - i / num_steps
         if self.config.time_grid == "ratio":
             s = 1 - i / (num_steps + 0.5)
-            return self.process.time((1 - s) / s**1.5)
+            return self.process.time(1 - s, s**1.5)
         rho, t_min = self.config.rho, self.config.t_min
         fraction = i / max(num_steps - 1, 1)
         # as a blend, which ends at t_min even where t_min^(1 / rho) is lost beside 1
@@ -263,10 +263,9 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             x_0, coefficients, noise = self._extrapolate(x_0, coefficients, x_t, t, s)
 
         prev_sample, std = self.process.posterior(x_0, coefficients, noise, s, t, self.config.eta)
-        if self.config.eta > 0 and s > 0:
-            prev_sample = prev_sample + std * randn_tensor(
-                x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype
-            )
+        if std > 0:
+            fresh_noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+            prev_sample = torch.add(prev_sample, fresh_noise, alpha=std)
 
         self._step_index += 1
         prev_sample, x_0 = prev_sample.to(sample.dtype), x_0.to(sample.dtype)
@@ -275,9 +274,9 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         return DDMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
 
     def _estimate(
-        self, model_output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The clean sample, the coefficients and the noise that the model's output stands for."""
+        self, model_output: torch.Tensor, x_t: torch.Tensor, t: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """The clean sample, the coefficients (`None` where the sample tells them) and the noise that the model sees."""
         channels = x_t.shape[1]
         coefficients, noise = model_output[:, :-channels], model_output[:, -channels:]
         if self.config.attenuation == "linear":
@@ -288,31 +287,30 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         x_0 = self.process.clean(x_t, coefficients, noise, t)
         if self.config.clip_sample:
             x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x_0, self.process.coefficients(x_0), noise
+        return x_0, None, noise
 
     def _extrapolate(
-        self, x_0: torch.Tensor, coefficients: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, x_0: torch.Tensor, coefficients: torch.Tensor | None, x_t: torch.Tensor, t: float, s: float
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """
         The clean sample and the coefficients extrapolated from the last evaluations, as many as there are up to the
         order of the solver, and the noise that belongs to them in `x_t`.
         """
         self._estimates = [(t, x_0, coefficients), *self._estimates][: self.config.solver_order]
         times, images, attenuations = zip(*self._estimates, strict=True)
-        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation).tolist()
-        x_0 = sum(weight * image for weight, image in zip(weights, images, strict=True))
-        coefficients = sum(weight * attenuation for weight, attenuation in zip(weights, attenuations, strict=True))
+        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation)
+        x_0 = _weighted_sum(weights, images)
+        if coefficients is not None:
+            coefficients = _weighted_sum(weights, attenuations)
         return x_0, coefficients, self.process.noise(x_t, x_0, coefficients, t)
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
         timestep = float(timestep)
-        # float64 arithmetic on what was rounded to float32
-        matches = torch.isclose(
-            self._times[:-1] * self.config.num_train_timesteps, torch.tensor(timestep).double(), rtol=1e-6
-        )
-        if not matches.any():
-            raise ValueError(f"`timestep` is {timestep}, but has to be one of `timesteps`: {self.timesteps.tolist()}.")
-        return int(matches.nonzero()[0])
+        for index, t in enumerate(self._times[:-1]):
+            # float64 arithmetic on what was rounded to float32
+            if math.isclose(t * self.config.num_train_timesteps, timestep, rel_tol=1e-6):
+                return index
+        raise ValueError(f"`timestep` is {timestep}, but has to be one of `timesteps`: {self.timesteps.tolist()}.")
 
     def _check_step(self, model_output, sample, generator):
         if self.num_inference_steps is None:
@@ -401,6 +399,13 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
+
+
+def _weighted_sum(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    total = weights[0] * tensors[0]
+    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
+        total = torch.add(total, tensor, alpha=weight)
+    return total
 
 
 def _whole(value) -> bool:

@@ -1,0 +1,300 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+`examples/evaluate.py` as a user runs it: its figures are those of the formulas, written out here in NumPy; they depend
+neither on the number of processes nor on the batch size; and what it cannot use it refuses.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ddm_diffusers import DDMPipeline, DDMScheduler
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
+
+EXTRACTORS = '''
+import torch
+
+class Pixels(torch.nn.Module):
+    """The features are the grey pixels."""
+
+    def forward(self, images):
+        assert images.dtype == torch.float32 and images.shape[1] == 3 and 0 <= images.min() and images.max() <= 1
+        return images.mean(dim=1).flatten(1)
+
+class Image(torch.nn.Module):
+    def forward(self, images):
+        return images
+
+class Infinite(torch.nn.Module):
+    def forward(self, images):
+        return images.mean(dim=1).flatten(1) / 0
+
+def function():
+    return "features"
+
+def broken():
+    raise RuntimeError("no weights")
+'''
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pictures(seed):
+    """150 grey images of 8 x 8 as bytes, digits and brighter digits, so that no metric is 0 or 1."""
+    digits = load_digits().images
+    chosen = np.random.default_rng(seed).choice(len(digits), 150, replace=False)
+    images = digits[chosen] * (255 / 16)
+    images[:50] = images[:50] * 0.5 + 120 * seed
+    return images.round().astype(np.uint8)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, tiny_unet):
+    """A folder to work in, with pipelines, folders of images and feature extractors."""
+    for folder, options in {"grey": {"in_channels": 1}, "classes": {"num_class_embeds": 10}}.items():
+        DDMPipeline(tiny_unet(**options), DDMScheduler()).save_pretrained(tmp_path / folder)
+    for folder, images in {"real": pictures(0), "other": pictures(1), "one": pictures(0)[:1]}.items():
+        (tmp_path / folder / "inner").mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / folder / "inner" / f"{i:03}.png")
+    (tmp_path / "extractors.py").write_text(EXTRACTORS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PIXELS = ["--feature_extractor", "extractors.py:Pixels"]
+OTHER = ["--images_dir", "other", "--train_data_dir", "real", "--resolution", "8"]
+
+
+def evaluate(script, *arguments, output_dir="out"):
+    """The rows of a run in this process."""
+    script.main(script.parse_args([*PIXELS, *arguments, "--output_dir", output_dir]))
+    return json.loads(Path(output_dir, "evaluation.json").read_text())["rows"]
+
+
+def by_hand(a, b):
+    """FID, KID, precision and recall of `a`, against `b`."""
+    a, b = a.reshape(len(a), -1) / 255, b.reshape(len(b), -1) / 255
+
+    def root(matrix):
+        values, vectors = np.linalg.eigh(matrix)
+        return vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+
+    # |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cross = root(root(cov_a) @ cov_b @ root(cov_a))
+    fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * cross)
+
+    # the unbiased estimate of the squared MMD with the kernel (x . y / d + 1)^3
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def mean_off_diagonal(matrix):
+        return (matrix.sum() - np.trace(matrix)) / (len(matrix) * (len(matrix) - 1))
+
+    kid = mean_off_diagonal(kernel(a, a)) + mean_off_diagonal(kernel(b, b)) - 2 * kernel(a, b).mean()
+
+    # how many are in the ball of some image of the other set, which reaches to its third neighbour
+    def share(points, others):
+        def distances(x, y):
+            return np.linalg.norm(x[:, None] - y[None], axis=-1)
+
+        radii = np.sort(distances(others, others), axis=1)[:, 3]  # [:, 0] is the image itself
+        return (distances(points, others) <= radii).any(axis=1).mean()
+
+    return {"fid": fid, "kid": kid, "precision": share(a, b), "recall": share(b, a)}
+
+
+def test_folder_by_hand(files):
+    """The command of the docstring. KID takes its subsets from all 150 images, so that all subsets are the same."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(SCRIPT)]
+    result = subprocess.run([*command, *OTHER, *PIXELS], cwd=files, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+
+    contents = json.loads((files / "evaluation" / "evaluation.json").read_text())
+    (row,) = contents["rows"]
+    expected = by_hand(pictures(1), pictures(0))
+    assert 0.1 < expected["precision"] < 0.9 and 0.1 < expected["recall"] < 0.9
+    assert abs(expected["precision"] - expected["recall"]) > 0.05
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, rel=1e-5), name
+    assert row["kid_std"] == pytest.approx(0, abs=1e-9)
+    assert (row["images"], row["num_images"], row["num_reference_images"]) == ("folder", 150, 150)
+    assert contents["settings"]["resolution"] == 8 and contents["versions"]["torchmetrics"]
+    assert os.listdir(files / "evaluation") == ["evaluation.json"]  # a folder has no steps to plot
+
+    header, dashes, line = result.stdout.strip().splitlines()
+    assert header == "| " + " | ".join(row) + " |" and set(dashes) == set("|- ")
+    assert f"| {row['fid']:.4g} |" in line
+    assert "150/150" in result.stderr
+
+
+def test_images_of_the_data_set_itself(script, files):
+    (row,) = evaluate(script, "--images_dir", "real", "--train_data_dir", "real", "--resolution", "8")
+    assert row["fid"] == pytest.approx(0, abs=1e-6)
+    # unbiased, so that it is below 0 for the same images twice
+    assert row["kid"] == pytest.approx(by_hand(pictures(0), pictures(0))["kid"], rel=1e-5)
+    assert row["precision"] == row["recall"] == 1
+
+
+def test_untrained_model_is_far_from_real_images(script, files, capsys):
+    arguments = ["--num_inference_steps", "5", "2", "--num_samples", "200", "--floor"]
+    arguments += ["--max_reference_images", "801"]
+    floor, *drawn = evaluate(script, "--pretrained_model_name_or_path", "grey", *arguments)
+    assert [row["num_inference_steps"] for row in drawn] == [5, 2]
+    assert (floor["num_images"], floor["num_reference_images"]) == (400, 401)
+    assert floor["precision"] > 0.8 and floor["recall"] > 0.8
+    for row in drawn:
+        assert (row["num_images"], row["num_reference_images"]) == (200, 801)
+        assert row["fid"] > 30 * floor["fid"] and row["kid"] > 30 * abs(floor["kid"])
+        assert row["precision"] < 0.1
+    out = capsys.readouterr().out
+    assert "| held out |" in out and "held out: one half of the data set against the other half" in out
+    with Image.open("out/evaluation.png") as picture:
+        assert picture.format == "PNG" and picture.width > picture.height
+    assert sorted(os.listdir("out")) == ["evaluation.json", "evaluation.png"]
+
+
+def test_floor_is_half_against_half(script, files):
+    """With the brighter digits sorted to the start, halves that were not mixed would differ much more."""
+    arguments = ["--images_dir", "other", "--train_data_dir", "other", "--resolution", "8", "--floor"]
+    floor, _ = evaluate(script, *arguments, "--metrics", "fid")
+    assert (floor["num_images"], floor["num_reference_images"]) == (75, 75)
+    halves = np.array_split(pictures(1), 2)
+    assert floor["fid"] < by_hand(*halves)["fid"] / 2
+    assert set(floor) == {"images", "num_inference_steps", "num_images", "num_reference_images", "fid"}
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_rows_do_not_depend_on_batches_and_processes(script, files, processes):
+    """37 images in batches of 8 leave an incomplete batch, in which processes repeat images of the start."""
+    arguments = ["--pretrained_model_name_or_path", "classes", "--num_inference_steps", "3", "--num_samples", "37"]
+    arguments += ["--guidance_scale", "2", "--max_reference_images", "501", "--floor"]
+    expected = evaluate(script, *arguments, "--batch_size", "64")
+    assert [row["num_images"] for row in expected] == [250, 37]
+    if processes == 1:
+        rows = evaluate(script, *arguments, "--batch_size", "8")
+    else:
+        # --cpu of accelerate launch starts one process only
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        command += [*PIXELS, *arguments, "--batch_size", "8", "--output_dir", "two"]
+        result = subprocess.run(command, cwd=files, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-4000:]
+        assert result.stdout.count("| drawn |") == 1 and result.stderr.count("501/501") == 1  # the main process only
+        contents = json.loads(Path("two/evaluation.json").read_text())
+        assert contents["settings"]["num_processes"] == 2
+        rows = contents["rows"]
+    for row, other in zip(rows, expected, strict=True):
+        for name, value in other.items():
+            assert row[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+
+
+def test_images_and_classes(script, files):
+    """Each number has an image of its own, and each class the same share of them."""
+    arguments = ["--pretrained_model_name_or_path", "classes", "--guidance_scale", "2"]
+    args = script.parse_args([*arguments, *PIXELS])
+    pipeline, num_classes = script.load_pipeline(args)
+    labels = []
+    pipeline.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: labels.append(kwargs["class_labels"]), with_kwargs=True
+    )
+    images = script.draw(pipeline, num_classes, 1, args, torch.arange(30))
+    no_class, classes = labels[0].chunk(2)
+    assert (no_class == 10).all() and classes.bincount().tolist() == [3] * 10
+    assert torch.cdist(images.flatten(1), images.flatten(1)).fill_diagonal_(torch.inf).min() > 1e-3
+
+    one_by_one = torch.cat([script.draw(pipeline, num_classes, 1, args, torch.tensor([i])) for i in range(30)])
+    torch.testing.assert_close(one_by_one, images, rtol=0, atol=1e-4)
+
+
+def test_another_seed_gives_other_images(script, files):
+    """Not the same images under other numbers."""
+    args = script.parse_args(["--pretrained_model_name_or_path", "grey"])
+    pipeline, num_classes = script.load_pipeline(args)
+    assert num_classes is None
+    images = script.draw(pipeline, None, 1, args, torch.arange(30)).flatten(1)
+    args.seed = 1
+    assert torch.cdist(images, script.draw(pipeline, None, 1, args, torch.arange(30)).flatten(1)).min() > 1e-3
+
+
+def test_other_pipelines_of_diffusers(script, files, plain_unet):
+    diffusers.DDPMPipeline(plain_unet(), diffusers.DDPMScheduler()).save_pretrained("stock")
+    arguments = ["--num_samples", "4", "--num_inference_steps", "2", "--metrics", "fid"]
+    (row,) = evaluate(script, "--pretrained_model_name_or_path", "stock", *arguments)
+    assert row["num_images"] == 4 and row["fid"] > 0
+    with pytest.raises(ValueError, match="its DDPMPipeline does not accept .*'guidance_scale'"):
+        evaluate(script, "--pretrained_model_name_or_path", "stock", *arguments, "--guidance_scale", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--pretrained_model_name_or_path is None and --images_dir is None, but exactly one of them is needed"),
+        (["--images_dir", "a", "--pretrained_model_name_or_path", "b"], "exactly one of them is needed"),
+        (["--images_dir", "a", "--num_inference_steps", "5"], "--num_inference_steps is [5], but only a pipeline"),
+        (["--images_dir", "a", "--metrics", "fid", "best"], "invalid choice: 'best'"),
+        (["--images_dir", "a", "--split", "test"], "--split is 'test', but without --dataset_name"),
+        (["--images_dir", "a", "--max_reference_images", "1"], "--max_reference_images is 1, but has to be 4 or more"),
+        (
+            ["--pretrained_model_name_or_path", "b", "--num_samples", "1"],
+            "--num_samples is 1, but has to be 4 or more",
+        ),
+        (["--pretrained_model_name_or_path", "b", "--num_inference_steps", "5", "0"], "has to be 1 or more"),
+    ],
+)
+def test_bad_options_are_refused_by_the_parser(script, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        script.parse_args(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images_dir", "nowhere"], "`--images_dir` is 'nowhere', where 0 images are, but at least 4"),
+        (["--images_dir", "one"], "`--images_dir` is 'one', where 1 images are, but at least 4"),
+        ([*OTHER, "--train_data_dir", "one"], "The data set has 1 images, but at least 4"),
+        ([*OTHER, "--train_data_dir", "nowhere"], "`train_data_dir` is 'nowhere', but there is no such folder"),
+        ([*OTHER, "--dataset_name", "a", "--split", "test"], "only one is accepted"),
+        (["--pretrained_model_name_or_path", "real"], "`--pretrained_model_name_or_path` is 'real', but holds no"),
+        (["--pretrained_model_name_or_path", "grey", "--resolution", "16"], "`--resolution` is 16, but the pipeline"),
+        (["--pretrained_model_name_or_path", "grey", "--guidance_scale", "2"], "accepts only 1.0"),
+        ([*OTHER, "--feature_extractor", "extractors.py"], "`--feature_extractor` is 'extractors.py', but has to be"),
+        ([*OTHER, "--feature_extractor", "nowhere.py:Pixels"], "No such file"),
+        ([*OTHER, "--feature_extractor", "no_package.module:Pixels"], "No module named 'no_package'"),
+        ([*OTHER, "--feature_extractor", "extractors.py:Other"], "no attribute 'Other'"),
+        ([*OTHER, "--feature_extractor", "extractors.py:function"], "it gives a str"),
+        ([*OTHER, "--feature_extractor", "extractors.py:broken"], "no weights"),
+        ([*OTHER, "--feature_extractor", "extractors.py:Image"], "of the shape (64, features)"),
+        ([*OTHER, "--feature_extractor", "extractors.py:Infinite"], "are not finite"),
+    ],
+)
+def test_bad_arguments_are_refused(script, files, rejects, arguments, message):
+    with rejects(message):
+        evaluate(script, *arguments)
+    assert not Path("out").exists() or not os.listdir("out")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
+def test_inception_without_torch_fidelity(script, files, rejects):
+    with rejects("`--feature_extractor` is not given", "pip install torch-fidelity", "docs/evaluation.md"):
+        script.main(script.parse_args(OTHER))

@@ -1,6 +1,7 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Decoupled diffusion models (arXiv 2306.13720) for the diffusers ecosystem."""
 
+from .adapter import DDMUNet2DAdapter
 from .hub import register_with_diffusers
 from .models import DDMUNet2DModel, DDMUNet2DOutput
 from .pipelines import DDMPipeline
@@ -14,6 +15,7 @@ __all__ = [
     "DDMPipeline",
     "DDMScheduler",
     "DDMSchedulerOutput",
+    "DDMUNet2DAdapter",
     "DDMUNet2DModel",
     "DDMUNet2DOutput",
     "DecoupledProcess",

@@ -8,14 +8,17 @@ from typing import Literal
 import torch
 from diffusers import SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..hub import HubMixin
 from ..process import EXTRAPOLATIONS, Attenuation, DecoupledProcess, Extrapolation, NoiseSchedule, at_least_float32
+from .model_process import FLOW_SCHEDULERS, FlowProcess, VariancePreservingProcess, adopt_config
 
 
-PREDICTION_TYPES = ("decoupled",)
+VP_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("decoupled", *VP_PREDICTION_TYPES, "flow_prediction")
 TIME_GRIDS = ("uniform", "power", "ratio")
 
 
@@ -50,8 +53,12 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         attenuation (`"constant"` or `"linear"`, defaults to `"constant"`):
             How the image fades, see [`~process.DecoupledProcess`].
         noise_schedule (`"sqrt"` or `"linear"`, defaults to `"sqrt"`): `sigma_t = sqrt(t)` or `sigma_t = t`.
-        prediction_type (`"decoupled"`, defaults to `"decoupled"`):
-            The model returns attenuation coefficients and noise, concatenated on dim 1.
+        prediction_type (`str`, defaults to `"decoupled"`):
+            `"decoupled"`: the model returns attenuation coefficients and noise, concatenated on dim 1. For models that
+            were trained on another process: `"epsilon"`, `"sample"` or `"v_prediction"` (DDPM's, see `beta_schedule`) or
+            `"flow_prediction"` (flow matching's velocity, see `shift`). The sampler walks the decoupled path all the same
+            and asks the model at its own timesteps and scale. [`~DDMScheduler.from_config`] reads these options off the
+            config of another scheduler.
         solver_order (`int`, defaults to 1):
             1, the paper's step; or 2 or 3, which extrapolate the estimates of the clean sample from the last two or
             three evaluations, at no further cost, and derive the noise from the result.
@@ -69,12 +76,20 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             Whether to clip the estimate of the clean sample; with linear attenuation the slope is clipped to [-1, 1]
             instead, the range that it is drawn from in training.
         clip_sample_range (`float`, defaults to 1.0): The largest magnitude of a clean sample.
+        beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr:
+            As in [`~diffusers.DDPMScheduler`]: the process that an `"epsilon"`, `"sample"` or `"v_prediction"` model was
+            trained on. Unused otherwise.
+        thresholding, dynamic_thresholding_ratio, sample_max_value:
+            As in [`~diffusers.DDPMScheduler`], for these models; replaces `clip_sample`.
+        shift (`float`, defaults to 1.0):
+            As in [`~diffusers.FlowMatchEulerDiscreteScheduler`], for `"flow_prediction"` models. Its other options are
+            taken from a config of it.
 
     Raises:
         ValueError: an argument has a value that is not accepted or contradicts another one.
     """
 
-    _compatibles = []
+    _compatibles = [*(scheduler.name for scheduler in KarrasDiffusionSchedulers), *FLOW_SCHEDULERS]
     order = 1
 
     @register_to_config
@@ -83,7 +98,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         num_train_timesteps: int = 1000,
         attenuation: Attenuation = "constant",
         noise_schedule: NoiseSchedule = "sqrt",
-        prediction_type: Literal["decoupled"] = "decoupled",
+        prediction_type: Literal["decoupled", "epsilon", "sample", "v_prediction", "flow_prediction"] = "decoupled",
         solver_order: Literal[1, 2, 3] = 1,
         extrapolation: Extrapolation = "time",
         eta: float = 1.0,
@@ -92,6 +107,15 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         t_min: float = 1e-4,
         clip_sample: bool = True,
         clip_sample_range: float = 1.0,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        shift: float = 1.0,
     ):
         self.process = DecoupledProcess(attenuation, noise_schedule)
         _check(
@@ -113,17 +137,72 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         _check(0 < t_min < 1, "in (0, 1)", t_min=t_min)
         _check(clip_sample_range > 0, "above 0", clip_sample_range=clip_sample_range)
 
+        # The process that the model was trained on, if it is another one
+        self.model_process = None
+        if prediction_type != "decoupled":
+            _check(
+                attenuation == "constant",
+                f"'constant' with `prediction_type={prediction_type!r}`",
+                attenuation=attenuation,
+            )
+            _check(shift > 0, "above 0", shift=shift)
+        if prediction_type in VP_PREDICTION_TYPES:
+            self.model_process = VariancePreservingProcess(
+                prediction_type,
+                {
+                    "num_train_timesteps": num_train_timesteps,
+                    "beta_start": beta_start,
+                    "beta_end": beta_end,
+                    "beta_schedule": beta_schedule,
+                    "trained_betas": trained_betas,
+                    "rescale_betas_zero_snr": rescale_betas_zero_snr,
+                    "thresholding": thresholding,
+                    "dynamic_thresholding_ratio": dynamic_thresholding_ratio,
+                    "sample_max_value": sample_max_value,
+                },
+            )
+        elif prediction_type == "flow_prediction":
+            self.model_process = FlowProcess({"num_train_timesteps": num_train_timesteps, "shift": shift})
+
         # Standard deviation of the initial noise: x_1 is pure noise and sigma_1 = 1.
         self.init_noise_sigma = 1.0
 
         # Settable values. Until `set_timesteps` is called, the timesteps are those of whole training indices.
         self.num_inference_steps = None
-        self.timesteps = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float32)
+        if self.model_process is None:
+            self.timesteps = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float32)
+        else:
+            self.timesteps = self.model_process.all_timesteps
         # The times t in [0, 1] of the steps and the final 0, as numbers: nothing waits for the device that has `timesteps`.
         self._times = None
+        # How much of image and noise the samples hold at these times, where it is not `(alpha_t, sigma_t)`
+        self._scales = None
         self._step_index = None
         self._begin_index = None
         self._estimates = []
+
+    @classmethod
+    def from_config(cls, config: dict, return_unused_kwargs: bool = False, **kwargs):
+        """
+        Create a scheduler from its config, or from that of another one whose models it takes over.
+
+        A config of diffusers' schedulers keeps all its values, those included that the other one had left at its
+        defaults, so that `from_config` of the other class gives back the scheduler that it was.
+
+        Args:
+            config (`dict`): The config of a scheduler, as `pipe.scheduler.config`.
+            return_unused_kwargs (`bool`, defaults to `False`): Whether to return the keys that are not used as well.
+            kwargs: Options that replace those of the config.
+
+        Raises:
+            ValueError: the config is that of a scheduler whose models mix image and noise in a way that is not known.
+        """
+        config = adopt_config(config, cls._get_init_keys(cls))
+        result = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        scheduler = result[0] if return_unused_kwargs else result
+        if isinstance(scheduler.model_process, FlowProcess):
+            scheduler.model_process = FlowProcess(scheduler.config)
+        return result
 
     @property
     def step_index(self) -> int | None:
@@ -160,6 +239,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | torch.Tensor | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """
         Set the timesteps of a run. Each costs exactly one evaluation of the model; the last step ends at t = 0.
@@ -168,37 +249,60 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             num_inference_steps (`int`, *optional*): Number of steps, 1 or more.
             device (`str` or `torch.device`, *optional*): The device of `timesteps`.
             timesteps (`Sequence[float]` or `torch.Tensor`, *optional*):
-                Custom timesteps instead, strictly falling, in (0, num_train_timesteps].
+                Custom timesteps instead, strictly falling, in (0, num_train_timesteps]; for `"epsilon"`, `"sample"` and
+                `"v_prediction"` models whole numbers in [0, num_train_timesteps).
+            sigmas (`Sequence[float]`, *optional*):
+                Custom noise levels instead, for `"flow_prediction"` models, strictly falling, in (0, 1].
+            mu (`float`, *optional*): For `"flow_prediction"` models that shift the noise levels by resolution.
 
         Raises:
-            ValueError: not exactly one of `num_inference_steps` and `timesteps` is given, or it is not as above.
+            ValueError: none of `num_inference_steps`, `timesteps` and `sigmas` is given, or two that contradict each
+                other, or one is not as above.
         """
-        if (num_inference_steps is None) == (timesteps is None):
+        custom = [given for given in (timesteps, sigmas) if given is not None]
+        if num_inference_steps is None:
+            accepted = len(custom) == 1
+        else:
+            accepted = not custom or (len(custom) == 1 and sigmas is not None and len(sigmas) == num_inference_steps)
+        if not accepted:
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps} and `timesteps` is {timesteps}, but exactly one of"
-                " them has to be given."
+                f"`num_inference_steps` is {num_inference_steps}, `timesteps` is {timesteps} and `sigmas` is {sigmas}, but"
+                " exactly one of them has to be given."
             )
-        T = self.config.num_train_timesteps
-        if timesteps is None:
+        times = None
+        if not custom:
             _check(
                 _whole(num_inference_steps) and num_inference_steps >= 1,
                 "a whole number of 1 or more",
                 num_inference_steps=num_inference_steps,
             )
-            times = self._grid(int(num_inference_steps))
+            times = self._grid(int(num_inference_steps)).tolist()
+
+        scales = None
+        if self.model_process is not None:
+            new, scales = self.model_process.discretize(times, self.process, timesteps, sigmas=sigmas, mu=mu)
+            times = [self.process.time(a, b) for a, b in scales]
+            scales = [*scales, (1.0, 0.0)]
         else:
-            times = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu") / T
-            # in the precision that the model is told them
-            falling = times.ndim == 1 and len(times) > 0 and bool((times.float().diff() < 0).all())
-            _check(
-                falling and bool(times[0] <= 1) and bool(times[-1] > 0),
-                f"strictly falling numbers in (0, {T}]",
-                timesteps=timesteps,
-            )
+            T = self.config.num_train_timesteps
+            for name, value in (("sigmas", sigmas), ("mu", mu)):
+                _check(value is None, "None with `prediction_type='decoupled'`", **{name: value})
+            if timesteps is not None:
+                given = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu") / T
+                # in the precision that the model is told them
+                falling = given.ndim == 1 and len(given) > 0 and bool((given.float().diff() < 0).all())
+                _check(
+                    falling and bool(given[0] <= 1) and bool(given[-1] > 0),
+                    f"strictly falling numbers in (0, {T}]",
+                    timesteps=timesteps,
+                )
+                times = given.tolist()
+            new = torch.tensor(times, dtype=torch.float64).mul(T).float()
 
         self.num_inference_steps = len(times)
-        self.timesteps = (times * T).to(device=device, dtype=torch.float32)
-        self._times = [*times.tolist(), 0.0]
+        self.timesteps = new.to(device)
+        self._times = [*times, 0.0]
+        self._scales = scales
         self._step_index = None
         self._begin_index = None
         self._estimates = []
@@ -222,6 +326,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        **kwargs,
     ) -> DDMSchedulerOutput | tuple:
         """
         Take one reverse step, from the current timestep to the next one, or to the clean sample after the last.
@@ -239,6 +344,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 For the fresh noise; a list has one generator for each sample of the batch.
             return_dict (`bool`, defaults to `True`): Whether to return a [`DDMSchedulerOutput`] instead of a tuple.
+            kwargs: `eta` and `use_clipped_model_output` have no effect; `DDIMPipeline` passes them to every scheduler. The
+                scheduler's own `eta` is that of its config.
 
         Returns:
             [`DDMSchedulerOutput`] or `(prev_sample, pred_original_sample)`, in the dtype of `sample`.
@@ -247,7 +354,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             ValueError: `set_timesteps` was not called, all its steps were taken, `timestep` is none of them,
                 `model_output` has not the shape above, or the list of generators has a wrong length.
         """
-        self._check_step(model_output, sample, generator)
+        self._check_step(model_output, sample, generator, kwargs)
         if self._step_index is None:
             self._step_index = self._begin_index if self._begin_index is not None else self._index_of(timestep)
         if self._step_index >= self.num_inference_steps:
@@ -255,10 +362,15 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
                 f"`step` was called more often than the {self.num_inference_steps} times that `set_timesteps` has"
                 " prepared. Call `set_timesteps` again before the next run."
             )
-        t, s = self._times[self._step_index], self._times[self._step_index + 1]
-        x_t = at_least_float32(sample)
+        t, s = self._times[self._step_index : self._step_index + 2]
+        x_t, model_output = at_least_float32(sample), at_least_float32(model_output)
 
-        x_0, coefficients, noise = self._estimate(at_least_float32(model_output), x_t, t)
+        if self._scales is None:
+            x_0, coefficients, noise = self._estimate(model_output, x_t, t)
+        else:
+            (a, b), (_, next_b) = self._scales[self._step_index : self._step_index + 2]
+            x_0, coefficients, noise = self._estimate_by_other_process(model_output, x_t, a, b)
+            x_t = x_t * (self.process.sigma(t) / b)
         if self.config.solver_order > 1:
             x_0, coefficients, noise = self._extrapolate(x_0, coefficients, x_t, t, s)
 
@@ -266,6 +378,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         if std > 0:
             fresh_noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
             prev_sample = torch.add(prev_sample, fresh_noise, alpha=std)
+        if self._scales is not None and s > 0:
+            prev_sample = prev_sample * (next_b / self.process.sigma(s))
 
         self._step_index += 1
         prev_sample, x_0 = prev_sample.to(sample.dtype), x_0.to(sample.dtype)
@@ -289,6 +403,17 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return x_0, None, noise
 
+    def _estimate_by_other_process(
+        self, model_output: torch.Tensor, x: torch.Tensor, a: float, b: float
+    ) -> tuple[torch.Tensor, None, torch.Tensor]:
+        """The same of a model that was trained on another process, at `x = a x_0 + b eps`."""
+        x_0, noise = self.model_process.estimate(model_output, x, a, b)
+        if self.config.thresholding:
+            x_0 = self.model_process.threshold(x_0)
+        elif self.config.clip_sample:
+            x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return x_0, None, noise
+
     def _extrapolate(
         self, x_0: torch.Tensor, coefficients: torch.Tensor | None, x_t: torch.Tensor, t: float, s: float
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -305,25 +430,27 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         return x_0, coefficients, self.process.noise(x_t, x_0, coefficients, t)
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
-        timestep = float(timestep)
-        for index, t in enumerate(self._times[:-1]):
-            # float64 arithmetic on what was rounded to float32
-            if math.isclose(t * self.config.num_train_timesteps, timestep, rel_tol=1e-6):
+        timestep, timesteps = float(timestep), self.timesteps.tolist()
+        for index, each in enumerate(timesteps):
+            # pipelines may hold them in another precision
+            if math.isclose(each, timestep, rel_tol=1e-6):
                 return index
-        raise ValueError(f"`timestep` is {timestep}, but has to be one of `timesteps`: {self.timesteps.tolist()}.")
+        raise ValueError(f"`timestep` is {timestep}, but has to be one of `timesteps`: {timesteps}.")
 
-    def _check_step(self, model_output, sample, generator):
+    def _check_step(self, model_output, sample, generator, unknown):
         if self.num_inference_steps is None:
             raise ValueError("`num_inference_steps` is None: call `set_timesteps` before `step`.")
+        for name in unknown.keys() - {"eta", "use_clipped_model_output"}:
+            raise TypeError(f"`step` got an unexpected keyword argument {name!r}.")
         _check(sample.ndim >= 2, "of shape (batch_size, channels, ...)", sample=tuple(sample.shape))
-        channels = (self.process.num_coefficients + 1) * sample.shape[1]
-        expected = (sample.shape[0], channels, *sample.shape[2:])
+        quantities = self.process.num_coefficients + 1 if self.model_process is None else 1
+        expected = (sample.shape[0], quantities * sample.shape[1], *sample.shape[2:])
         if tuple(model_output.shape) != expected:
+            what = ": coefficients and noise, concatenated on dim 1" if quantities > 1 else ""
             raise ValueError(
                 f"`model_output` has the shape {tuple(model_output.shape)}, but with"
                 f" `prediction_type={self.config.prediction_type!r}` and `attenuation={self.config.attenuation!r}` a"
-                f" sample of shape {tuple(sample.shape)} needs {expected}: coefficients and noise, concatenated on"
-                " dim 1."
+                f" sample of shape {tuple(sample.shape)} needs {expected}{what}."
             )
         if isinstance(generator, list) and len(generator) != sample.shape[0]:
             raise ValueError(
@@ -359,7 +486,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         attenuation: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        The forward process, `x_t = x_0 + H_t + sigma_t eps`.
+        The forward process, `x_t = x_0 + H_t + sigma_t eps`, or that of the model if it was trained on another one.
 
         Args:
             original_samples (`torch.Tensor` of shape `(batch_size, channels, ...)`): Clean samples.
@@ -385,6 +512,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             f"0-d or of shape ({original_samples.shape[0]},)",
             timesteps=tuple(timesteps.shape),
         )
+        if self.model_process is not None:
+            return self.model_process.add_noise(original_samples, noise, timesteps)
         if attenuation is None:
             if self.config.attenuation == "linear":
                 raise ValueError(
@@ -396,6 +525,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         _check(tuple(attenuation.shape) == expected, f"of shape {expected}", attenuation=tuple(attenuation.shape))
         t = at_least_float32(timesteps) / self.config.num_train_timesteps
         return self.process.marginal(original_samples, attenuation, noise, t).to(original_samples.dtype)
+
+    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """[`~DDMScheduler.add_noise`] by the name and in the order of diffusers' schedulers for flow matching."""
+        return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps

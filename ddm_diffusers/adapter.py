@@ -1,0 +1,87 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""A decoupled model under diffusers' own samplers."""
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+from .models import DDMUNet2DModel
+from .process import at_least_float32
+from .schedulers import DDMScheduler
+
+
+class DDMUNet2DAdapter(nn.Module):
+    """
+    Presents a [`DDMUNet2DModel`] as the model that another scheduler of diffusers expects, by matching the ratio of image
+    and noise: the reverse of what [`DDMScheduler`] does with the models of others.
+
+        scheduler = DPMSolverMultistepScheduler()
+        pipe = DDPMPipeline(DDMUNet2DAdapter(unet, scheduler), scheduler)
+
+    It has no parameters of its own, and no config to save: save the `unet`.
+
+    Args:
+        unet ([`DDMUNet2DModel`]): A model with constant attenuation.
+        scheduler (`SchedulerMixin`):
+            The scheduler that will sample. Its config tells what it expects the model to return (`prediction_type`) and
+            how image and noise are mixed at its timesteps.
+
+    Raises:
+        ValueError: the attenuation is not constant, or the scheduler is none that [`DDMScheduler.from_config`] knows.
+    """
+
+    def __init__(self, unet: DDMUNet2DModel, scheduler):
+        super().__init__()
+        if unet.config.attenuation != "constant":
+            raise ValueError(
+                f"`unet` has the attenuation {unet.config.attenuation!r}, but only 'constant' mixes image and noise alone."
+            )
+        self.unet = unet
+        self.process = unet.process
+        described = DDMScheduler.from_config(scheduler.config)
+        if described.config.prediction_type == "decoupled":
+            raise ValueError("`scheduler` is a DDMScheduler, but takes a DDMUNet2DModel as it is.")
+        self.model_process = described.model_process
+        self.config = FrozenDict({**unet.config, "out_channels": unet.config.in_channels})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple:
+        """
+        Predict what the scheduler expects, `epsilon`, `sample`, `v_prediction` or `flow_prediction`.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch_size, in_channels, height, width)`): The scheduler's noisy images.
+            timestep (`torch.Tensor`, `float` or `int`, 0-d or of shape `(batch_size,)`): The scheduler's timestep.
+            class_labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): As for the model.
+            return_dict (`bool`, defaults to `True`): Whether to return an output object instead of a tuple.
+
+        Returns:
+            `UNet2DOutput` or `(sample,)`, of the shape and dtype of `sample`.
+        """
+        x = at_least_float32(sample)
+        timesteps = torch.as_tensor(timestep, device=x.device).to(x.dtype).expand(len(x))
+        a, b = self.model_process.scales(timesteps)
+        t = self.process.time(a, b)
+        a, b, sigma_t = (each.reshape(-1, 1, 1, 1) for each in (a, b, self.process.sigma(t)))
+        x_t = x * (sigma_t / b)
+        # the model's time is its own; a condition on labels is passed on
+        output = self.unet(x_t.to(sample.dtype), t * self.unet.config.num_train_timesteps, class_labels)
+        x_0 = self.process.clean(x_t, output.attenuation, output.noise, t)
+        # the noise that belongs to this image, so that whatever the scheduler derives from the output fits together
+        noise = self.process.noise(x_t, x_0, None, t)
+        prediction = self.model_process.prediction(x_0, noise, a, b).to(sample.dtype)
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)

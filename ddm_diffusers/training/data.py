@@ -44,7 +44,8 @@ def load_image_dataset(
         `datasets.Dataset`
 
     Raises:
-        ValueError: both a name and a folder are given, or the folder is missing or holds nothing to train on.
+        ValueError: both a name and a folder are given, or the folder is missing, holds nothing to train on, or several
+            splits of which none is called `train`.
     """
     if dataset_name is not None and train_data_dir is not None:
         raise ValueError(
@@ -71,7 +72,15 @@ def load_image_dataset(
         raise ValueError(
             f"`train_data_dir` is {train_data_dir!r}, but that folder holds no images, parquet or arrow files."
         )
-    return load_dataset(builder, data_dir=train_data_dir, cache_dir=cache_dir, split="train")
+    splits = load_dataset(builder, data_dir=train_data_dir, cache_dir=cache_dir)
+    # datasets takes files that are named like test-001.png for a split of that name, even where there is no other
+    name = "train" if "train" in splits or len(splits) != 1 else next(iter(splits))
+    if name not in splits:
+        raise ValueError(
+            f"`train_data_dir` is {train_data_dir!r}, where datasets finds the splits {list(splits)}, but it has to be a"
+            " folder with a split `train`, or without splits."
+        )
+    return splits[name]
 
 
 class ImageTransform:

@@ -66,16 +66,24 @@ def pictures(seed):
     return images.round().astype(np.uint8)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("shared")
+
+
 @pytest.fixture
-def files(tmp_path, monkeypatch, tiny_unet):
-    """A folder to work in, with pipelines, folders of images and feature extractors."""
-    for folder, options in {"grey": {"in_channels": 1}, "classes": {"num_class_embeds": 10}}.items():
-        DDMPipeline(tiny_unet(**options), DDMScheduler()).save_pretrained(tmp_path / folder)
-    for folder, images in {"real": pictures(0), "other": pictures(1), "one": pictures(0)[:1]}.items():
-        (tmp_path / folder / "inner").mkdir(parents=True)
-        for i, image in enumerate(images):
-            Image.fromarray(image).save(tmp_path / folder / "inner" / f"{i:03}.png")
-    (tmp_path / "extractors.py").write_text(EXTRACTORS)
+def files(shared, tmp_path, monkeypatch, tiny_unet):
+    """A folder to work in, with pipelines, folders of images and feature extractors, which are made once for all tests."""
+    if not any(shared.iterdir()):
+        for folder, options in {"grey": {"in_channels": 1}, "classes": {"num_class_embeds": 10}}.items():
+            DDMPipeline(tiny_unet(**options), DDMScheduler()).save_pretrained(shared / folder)
+        for folder, images in {"real": pictures(0), "other": pictures(1), "one": pictures(0)[:1]}.items():
+            (shared / folder / "inner").mkdir(parents=True)
+            for i, image in enumerate(images):
+                Image.fromarray(image).save(shared / folder / "inner" / f"{i:03}.png")
+        (shared / "extractors.py").write_text(EXTRACTORS)
+    for path in shared.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

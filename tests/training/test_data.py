@@ -126,3 +126,18 @@ def test_missing_columns():
         ImageTransform(unlabeled, resolution=8, class_conditional=True)
     with pytest.raises(ValueError, match=r"`dataset` is empty"):
         ImageTransform(load_image_dataset().select([]), resolution=8)
+
+
+def test_names_that_look_like_a_split(tmp_path, rejects):
+    for name in ("test-001.png", "test-002.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    assert len(load_image_dataset(train_data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))) == 2
+    splits = tmp_path / "splits"
+    for split, count in (("train", 3), ("test", 2)):
+        (splits / split).mkdir(parents=True)
+        for i in range(count):
+            Image.new("L", (4, 4)).save(splits / split / f"{i}.png")
+    assert len(load_image_dataset(train_data_dir=str(splits), cache_dir=str(tmp_path / "cache"))) == 3
+    (splits / "train").rename(splits / "validation")
+    with rejects("`train_data_dir`", "'validation'", "'test'", "`train`"):
+        load_image_dataset(train_data_dir=str(splits), cache_dir=str(tmp_path / "cache"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -22,6 +23,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from scipy.stats import multivariate_normal
+
+from ddm_diffusers import DDMScheduler
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "benchmarks" / "samplers.py"
@@ -53,7 +56,7 @@ def seeded(seed):
 
 def excess(mixture, setting, evaluations, num_samples=2000):
     """By how many standard deviations of the floor a sampler misses it; the worse of the two distances."""
-    row = samplers.measure(mixture, setting, evaluations, num_samples, seed=0)
+    row = samplers.score(mixture, setting, evaluations, num_samples, seed=0)
     assert "error" not in row, row["error"]
     floor = samplers.floor(mixture, num_samples)
     return max((row[name] - floor[name]["mean"]) / floor[name]["std"] for name in samplers.MEASURES)
@@ -157,10 +160,50 @@ def test_each_scheduler_is_handed_its_own_parametrisation(mixture, setting):
     assert excess(mixture, setting, 200) < 4
 
 
+@pytest.fixture(scope="module")
+def known_image():
+    """A mixture of a single image, so that a perfect network returns exactly the image and the noise that were mixed."""
+    image = torch.tensor([[0.4, -0.9]]).expand(3, 2)
+    return samplers.Mixture(np.ones(1), image[:1].double().numpy(), np.zeros((1, 2, 2))), image
+
+
+@pytest.mark.parametrize("timestep", [2, 500, 990])
+@pytest.mark.parametrize(
+    "scheduler, target",
+    [
+        (DDMScheduler(), lambda scheduler, image, noise, timestep: torch.cat([-image, noise], dim=1)),
+        (DDPMScheduler(), lambda scheduler, image, noise, timestep: noise),
+        (DDPMScheduler(**V_PREDICTION), DDPMScheduler.get_velocity),
+        (DPMSolverMultistepScheduler(**FLOW), lambda scheduler, image, noise, timestep: noise - image),
+    ],
+    ids=["DDM", "epsilon", "v_prediction", "flow"],
+)
+def test_a_perfect_network_returns_what_it_would_be_trained_on(known_image, scheduler, target, timestep):
+    """With the noising and the targets that the schedulers themselves have for training."""
+    mixture, image = known_image
+    noise, timesteps = torch.randn(3, 2, generator=seeded(0)), torch.full((3,), timestep)
+    if scheduler.config.prediction_type == "flow_prediction":
+        noisy = image + timestep / 1000 * (noise - image)
+    else:
+        noisy = scheduler.add_noise(image, noise, timesteps)
+    output = samplers.exact_network(mixture, scheduler)(noisy, timesteps[0])
+    torch.testing.assert_close(output, target(scheduler, image, noise, timesteps), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 60.0])
+def test_the_preconditioned_network_of_edm_gives_the_image(known_image, sigma):
+    mixture, image = known_image
+    scheduler, sigma = EDMDPMSolverMultistepScheduler(), torch.tensor(sigma)
+    noisy = image + sigma * torch.randn(3, 2, generator=seeded(0))
+    network = samplers.exact_network(mixture, scheduler)
+    output = network(scheduler.precondition_inputs(noisy, sigma), scheduler.precondition_noise(sigma))
+    torch.testing.assert_close(scheduler.precondition_outputs(noisy, output, sigma), image, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("evaluations, calls", [(1, 1), (2, 1), (5, 5), (10, 9)])
 def test_the_steps_of_heun_are_counted_as_evaluations(mixture, evaluations, calls):
     setting = samplers.Setting(FlowMatchHeunDiscreteScheduler, "")
-    assert samplers.measure(mixture, setting, evaluations, 10, seed=0)["calls"] == calls
+    assert samplers.score(mixture, setting, evaluations, 10, seed=0)["calls"] == calls
 
 
 def test_all_samplers_start_from_the_same_noise(mixture, monkeypatch):
@@ -172,7 +215,7 @@ def test_all_samplers_start_from_the_same_noise(mixture, monkeypatch):
 
     monkeypatch.setattr(samplers, "run", record)
     for setting, seed in ((samplers.PEERS[0], 0), (samplers.PEERS[-1], 0), (samplers.PEERS[0], 1)):
-        samplers.measure(mixture, setting, 5, 10, seed)
+        samplers.score(mixture, setting, 5, 10, seed)
     assert torch.equal(starts[0][0], starts[1][0]) and starts[0][1] == starts[1][1]
     assert not torch.equal(starts[0][0], starts[2][0]) and starts[0][1] != starts[2][1]
 
@@ -256,7 +299,7 @@ def test_a_run_resumes_and_keeps_the_reason_of_a_refusal(tmp_path, mixture, monk
     def fail(*arguments, **options):
         raise AssertionError("sampled again")
 
-    monkeypatch.setattr(samplers, "measure", fail)
+    monkeypatch.setattr(samplers, "score", fail)
     monkeypatch.setattr(samplers, "floor", fail)
     samplers.main(arguments)
     assert json.loads((tmp_path / "samplers.json").read_text()) == first

@@ -616,7 +616,7 @@ def test_a_config_file_that_leaves_out_the_prediction_type(own_memory, tmp_path)
                 "beta_schedule": "linear",
                 "trained_betas": None,
                 "thresholding": False,
-                "solver_order": 1,
+                "solver_order": 2,
             },
         ),
         (diffusers.DDPMScheduler(prediction_type="sample"), {"prediction_type": "sample", "clip_sample": True}),

@@ -205,7 +205,17 @@ def logit_normal(mean, std):
 
 
 PAPER = {"solver_order": 1, "eta": 1.0, "time_grid": "uniform"}
-DDM_SAMPLERS = {"default": {}, "paper": PAPER}
+GRIDS = {
+    "ratio": {"time_grid": "ratio"},
+    "uniform": {"time_grid": "uniform"},
+    "power": {"time_grid": "power", "rho": 1.0, "t_min": 1e-2},
+}
+DDM_SAMPLERS = {"default": {}, "paper": PAPER} | {
+    f"order {order}, {grid}, eta {eta:g}": {"solver_order": order, "eta": eta, **options}
+    for grid, options in GRIDS.items()
+    for order in (2, 3)
+    for eta in (0.0, 0.5, 1.0)
+}
 
 METHODS = {
     "ddpm": Method("DDPM", plain_unet, ddpm_loss, ddpm_samplers(), headline=True),

@@ -9,6 +9,7 @@ from ..schedulers import DDMScheduler
 
 
 WEIGHTINGS = ("none", "inverse_time", "adm", "unit_variance")
+TIMESTEP_DISTRIBUTIONS = ("uniform", "logit_normal")
 
 # Keeps 1 / (1 - t) and 1 / c_out^2 finite at the ends, as in both releases of the authors.
 WEIGHT_FLOOR = 1e-4
@@ -20,30 +21,52 @@ def sample_timesteps(
     device: str | torch.device | None = None,
     generator: torch.Generator | None = None,
     t_min: float = 1e-4,
+    distribution: str = "uniform",
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
 ) -> torch.Tensor:
     """
-    Draw training timesteps, `t * num_train_timesteps` with t uniform in (t_min, 1].
+    Draw training timesteps, `t * num_train_timesteps` with t in (0, 1].
+
+    | `distribution` | t | from |
+    | --- | --- | --- |
+    | `"uniform"` | uniform in (t_min, 1] | the paper |
+    | `"logit_normal"` | `log(sigma_t / alpha_t) ~ N(logit_mean, logit_std^2)` | Stable Diffusion 3 (arXiv 2403.03206) |
+
+    On the straight path (`noise_schedule="linear"`) the second is the logit-normal density of t by which it is known; it
+    is stated by the ratio of noise to image, so that it is the same for every noise schedule.
 
     Args:
         scheduler ([`DDMScheduler`]): Its `num_train_timesteps` is the unit.
         batch_size (`int`): How many, 1 or more.
         device (`str` or `torch.device`, *optional*): The device of the result.
         generator (`torch.Generator`, *optional*): On any device.
-        t_min (`float`, defaults to 1e-4): The lower end, in [0, 1).
+        t_min (`float`, defaults to 1e-4): The lower end of the uniform distribution, in [0, 1).
+        distribution (`str`, defaults to `"uniform"`): A name of the table.
+        logit_mean (`float`, defaults to 0.0): Above 0 favours noise, below 0 details.
+        logit_std (`float`, defaults to 1.0): Above 0.
 
     Returns:
         `torch.Tensor` of shape `(batch_size,)` and dtype float32.
 
     Raises:
-        ValueError: `batch_size` or `t_min` is outside of its range.
+        ValueError: an argument is outside of its range.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}, but has to be 1 or more.")
     if not 0 <= t_min < 1:
         raise ValueError(f"`t_min` is {t_min}, but has to be in [0, 1).")
-    uniform = torch.rand(batch_size, generator=generator, device=generator.device if generator else device)
-    # 1 - u is in (0, 1], as torch.rand is in [0, 1)
-    t = 1 - (1 - t_min) * uniform
+    if not logit_std > 0:
+        raise ValueError(f"`logit_std` is {logit_std}, but has to be above 0.")
+    options = {"generator": generator, "device": generator.device if generator else device}
+    if distribution == "uniform":
+        # 1 - u is in (0, 1], as torch.rand is in [0, 1)
+        t = 1 - (1 - t_min) * torch.rand(batch_size, **options)
+    elif distribution == "logit_normal":
+        log_ratio = logit_mean + logit_std * torch.randn(batch_size, **options)
+        t = scheduler.process.time((-log_ratio).sigmoid(), log_ratio.sigmoid())
+    else:
+        raise ValueError(f"`distribution` is {distribution!r}, but has to be one of {TIMESTEP_DISTRIBUTIONS}.")
     return t.to(device) * scheduler.config.num_train_timesteps
 
 

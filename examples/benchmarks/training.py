@@ -11,9 +11,11 @@ The networks see an image of 28x28 pixels as 14x14 with 4 channels (`pixel_unshu
 white noise stays white noise): that costs a quarter. The distance is Frechet's, in the 128 features of a classifier
 trained on the same data, between the samples and the 10,000 test images; as many training images score the floor.
 
-Each model runs with every sampler that suits it, first on `--num_screening_samples` at 5, 10 and 20 evaluations. The two
-best of each model at each number of evaluations then run on `--num_samples`. Results are one JSON file per model and seed
-under `--output_dir`, so that several processes can share the work (`--methods`, `--seeds`).
+Each model runs with every sampler that suits it, `DDMScheduler` swapped in (`from_config`) among them, on
+`--num_screening_samples` at 5, 10 and 20 evaluations. Of diffusers' samplers the best of each model at each number of
+evaluations then runs on `--num_samples` (half of them at more than 10 evaluations and for the models that are not
+headline rows), with all seeds, and of ours the default and the best. Results are one JSON file per model and seed under
+`--output_dir`, so that several processes can share the work (`--methods`, `--seeds`).
 """
 
 import argparse
@@ -84,6 +86,30 @@ class Method:
     loss: Callable  # (model, clean, generator) -> loss
     samplers: dict  # name -> () -> scheduler
     headline: bool = False
+    always: tuple = ()  # samplers that are reported with the first seed, however the screening went
+
+
+PAPER = {"solver_order": 1, "eta": 1.0, "time_grid": "uniform"}
+POWER = {"time_grid": "power", "rho": 1.0, "t_min": 1e-2}
+DDM_SAMPLERS = {
+    "default": {},
+    "paper": PAPER,
+    "eta 0": {"eta": 0.0},
+    "eta 0.5": {"eta": 0.5},
+    "uniform": {"time_grid": "uniform"},
+    "power": POWER,
+    "order 3": {"solver_order": 3},
+    "order 3, eta 0": {"solver_order": 3, "eta": 0.0},
+}
+OURS = "DDM, "  # what the names of our samplers begin with
+
+
+def swapped(scheduler):
+    """Our scheduler in the place of the one that the model was trained with."""
+    return {
+        OURS + name: lambda options=options: DDMScheduler.from_config(scheduler.config, **options)
+        for name, options in DDM_SAMPLERS.items()
+    }
 
 
 def plain_unet():
@@ -113,12 +139,14 @@ def ddpm_samplers():
         "Heun Karras": lambda: HeunDiscreteScheduler(**karras),
         "DPM++ 2M": lambda: dpm(**trailing),
         "DPM++ 2M Karras": lambda: dpm(**karras),
+        "SDE-DPM++ 2M": lambda: dpm(**trailing, algorithm_type="sde-dpmsolver++"),
         "DPM++ 3M Karras": lambda: dpm(**karras, solver_order=3),
         "UniPC": lambda: unipc(**trailing),
         "UniPC Karras": lambda: unipc(**karras),
         "UniPC exponential": lambda: unipc(**exponential),
         "UniPC 3 exponential": lambda: unipc(**exponential, solver_order=3),
         "DEIS 3 Karras": lambda: deis(**karras, solver_order=3),
+        **swapped(DDPMScheduler(**VP)),
     }
 
 
@@ -136,13 +164,16 @@ def flow_samplers():
         "Euler, shift 3": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
         "Heun": FlowMatchHeunDiscreteScheduler,
     }
-    for shift in (0.5, 1.0, 2.0):
+    for shift in (1.0, 2.0, 3.0):
         flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
         name = "" if shift == 1 else f", shift {shift:g}"
         samplers[f"DPM++ 2M{name}"] = lambda flow=flow: DPMSolverMultistepScheduler(**flow)
+        samplers[f"SDE-DPM++ 2M{name}"] = lambda flow=flow: DPMSolverMultistepScheduler(
+            **flow, algorithm_type="sde-dpmsolver++"
+        )
         samplers[f"UniPC{name}"] = lambda flow=flow: UniPCMultistepScheduler(**flow)
         samplers[f"UniPC 3{name}"] = lambda flow=flow: UniPCMultistepScheduler(**flow, solver_order=3)
-    return samplers
+    return samplers | swapped(FlowMatchEulerDiscreteScheduler())
 
 
 # EDM (arXiv 2206.00364): preconditioned denoiser, sigma log-normal
@@ -167,20 +198,18 @@ def edm_samplers():
         "EDM DPM++ 3M": lambda: dpm(**EDM_RANGE, solver_order=3),
         "EDM DPM++ 2M exponential": lambda: dpm(**EDM_RANGE, sigma_schedule="exponential"),
         "EDM SDE-DPM++ 2M": lambda: dpm(**EDM_RANGE, algorithm_type="sde-dpmsolver++"),
+        "EDM DPM++ 2M, narrow": lambda: dpm(**{**EDM_RANGE, "sigma_min": 0.02, "sigma_max": 20.0}),
     }
 
 
 # DDM (arXiv 2306.13720)
-def ddm(weighting="unit_variance", draw=None, sampler_options=None, headline=False, **model_options):
+def ddm(weighting="unit_variance", draw=None, headline=False, **model_options):
     process = {key: model_options[key] for key in ("attenuation", "noise_schedule") if key in model_options}
     training_scheduler = DDMScheduler(**process)
 
     def loss(model, clean, generator):
         noise = torch.randn(clean.shape, generator=generator)
-        if draw is None:
-            timesteps = sample_timesteps(training_scheduler, len(clean), generator=generator)
-        else:
-            timesteps = 1000 * draw(len(clean), generator)
+        timesteps = sample_timesteps(training_scheduler, len(clean), generator=generator, **(draw or {}))
         attenuation = training_scheduler.get_attenuation(clean, generator=generator)
         noisy = training_scheduler.add_noise(clean, noise, timesteps, attenuation)
         output = model(noisy, timesteps).sample
@@ -193,33 +222,28 @@ def ddm(weighting="unit_variance", draw=None, sampler_options=None, headline=Fal
         build=lambda: DDMUNet2DModel(in_channels=CHANNELS, **TRUNK, **model_options),
         loss=loss,
         samplers={
-            name: lambda options=options: DDMScheduler(**{**options, **process})
-            for name, options in (sampler_options or DDM_SAMPLERS).items()
+            OURS + name: lambda options=options: DDMScheduler(**{**options, **process})
+            for name, options in DDM_SAMPLERS.items()
         },
         headline=headline,
+        always=(OURS + "paper",),
     )
 
 
 def logit_normal(mean, std):
-    return lambda n, generator: (mean + std * torch.randn(n, generator=generator)).sigmoid()
+    return {"distribution": "logit_normal", "logit_mean": mean, "logit_std": std}
 
-
-PAPER = {"solver_order": 1, "eta": 1.0, "time_grid": "uniform"}
-GRIDS = {
-    "ratio": {"time_grid": "ratio"},
-    "uniform": {"time_grid": "uniform"},
-    "power": {"time_grid": "power", "rho": 1.0, "t_min": 1e-2},
-}
-DDM_SAMPLERS = {"default": {}, "paper": PAPER} | {
-    f"order {order}, {grid}, eta {eta:g}": {"solver_order": order, "eta": eta, **options}
-    for grid, options in GRIDS.items()
-    for order in (2, 3)
-    for eta in (0.0, 0.5, 1.0)
-}
 
 METHODS = {
-    "ddpm": Method("DDPM", plain_unet, ddpm_loss, ddpm_samplers(), headline=True),
-    "flow": Method("flow matching", plain_unet, flow_loss, flow_samplers(), headline=True),
+    "ddpm": Method(
+        "DDPM",
+        plain_unet,
+        ddpm_loss,
+        ddpm_samplers(),
+        headline=True,
+        always=("DDIM", "DPM++ 2M", "UniPC"),
+    ),
+    "flow": Method("flow matching", plain_unet, flow_loss, flow_samplers(), headline=True, always=("Euler", "UniPC")),
     "edm": Method("EDM", plain_unet, edm_loss, edm_samplers(), headline=True),
     "ddm": ddm(headline=True),
     "ddm_one_head": ddm(num_heads=1),
@@ -237,12 +261,11 @@ METHODS = {
 
 # ------------------------------------------------------------------------------------------------------------ training
 def train(method, seed, images, args, path):
-    """The averaged weights at `path`, trained if they are not there yet; goes on where a run before was stopped."""
+    """Write the averaged weights to `path`, if they are not there yet; goes on where a run before was stopped."""
+    if path.is_file():
+        return
     torch.manual_seed(seed)
     model = method.build()
-    if path.is_file():
-        model.load_state_dict(load_file(path))
-        return model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=200, num_training_steps=args.train_steps)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
@@ -292,7 +315,6 @@ def train(method, seed, images, args, path):
         },
     )
     state_path.unlink(missing_ok=True)
-    return model.eval()
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -308,10 +330,11 @@ def sample(model, make_scheduler, nfe, num_samples, seed, batch_size=500):
         scheduler = make_scheduler()
         scheduler.set_timesteps(num_steps)
         size = min(batch_size, num_samples - begin)
-        x = torch.randn(size, CHANNELS, SIZE, SIZE, generator=generator) * scheduler.init_noise_sigma
+        x = torch.randn(size, CHANNELS, SIZE, SIZE, generator=generator)
+        # the schedulers for flow matching lack this and scale_model_input
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)
         calls = 0
         for timestep in scheduler.timesteps:
-            # the schedulers for flow matching have no such method
             x_in = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
             output = model(x_in, timestep.expand(size)).sample
             calls += 1
@@ -321,62 +344,123 @@ def sample(model, make_scheduler, nfe, num_samples, seed, batch_size=500):
     return (torch.cat(images) * 127.5).round() / 127.5, calls
 
 
-def evaluate(name, method, seed, model, metric, args, path):
-    """Fill the rows of one model in `path`, a JSON list; rows that are there are not run again."""
-    rows = json.loads(path.read_text()) if path.is_file() else []
+def num_samples(method, nfe, args):
+    return args.num_samples if method.headline and nfe <= 10 else args.num_samples // 2
 
-    def row(sampler, nfe, num_samples):
-        for known in rows:
-            if (known["sampler"], known["nfe"], known["num_samples"]) == (sampler, nfe, num_samples):
-                return known
+
+class Rows:
+    """The results of one model, in a JSON file; what is there is not run again."""
+
+    def __init__(self, name, seed, metric, folder):
+        self.name, self.seed, self.metric, self.folder = name, seed, metric, folder
+        self.path = folder / f"{name}-{seed}.rows.json"
+        self.rows = json.loads(self.path.read_text()) if self.path.is_file() else []
+        self.model = None
+
+    def distance(self, sampler, nfe, num_samples):
+        for row in self.rows:
+            if (row["sampler"], row["nfe"], row["num_samples"]) == (sampler, nfe, num_samples):
+                return row["distance"]
+        if self.model is None:
+            self.model = METHODS[self.name].build()
+            self.model.load_state_dict(load_file(self.folder / f"{self.name}-{self.seed}.safetensors"))
+            self.model.eval()
         began = time.perf_counter()
         try:
-            images, calls = sample(model, method.samplers[sampler], nfe, num_samples, seed=1000 + seed)
-            distance = metric.distance(images) if bool(torch.isfinite(images).all()) else math.inf
+            images, calls = sample(
+                self.model, METHODS[self.name].samplers[sampler], nfe, num_samples, seed=1000 + self.seed
+            )
+            distance = self.metric.distance(images) if bool(torch.isfinite(images).all()) else math.inf
         except (ValueError, IndexError, AssertionError, RuntimeError) as error:
             # some schedulers of diffusers refuse so few steps
-            distance, calls, images = math.inf, nfe, None
-            print(f"{name} with {sampler} at {nfe}: {type(error).__name__}: {error}", flush=True)
-        known = {"method": name, "seed": seed, "sampler": sampler, "nfe": nfe, "num_samples": num_samples}
-        known |= {"evaluations": calls, "distance": distance, "seconds": time.perf_counter() - began}
-        rows.append(known)
-        write_json(path, rows)
-        print(f"{name:24} seed {seed} {sampler:28} NFE {nfe:3} n {num_samples:6} {distance:9.3f}", flush=True)
-        return known
+            distance, calls = math.inf, nfe
+            print(f"{self.name} with {sampler} at {nfe}: {type(error).__name__}: {error}", flush=True)
+        row = {"method": self.name, "seed": self.seed, "sampler": sampler, "nfe": nfe, "num_samples": num_samples}
+        self.rows.append(row | {"evaluations": calls, "distance": distance, "seconds": time.perf_counter() - began})
+        write_json(self.path, self.rows)
+        print(
+            f"{self.name:24} seed {self.seed} {sampler:20} NFE {nfe:3} n {num_samples:6} {distance:9.3f}", flush=True
+        )
+        return distance
 
-    screening = {
-        nfe: sorted((row(s, nfe, args.num_screening_samples) for s in method.samplers), key=lambda r: r["distance"])
-        for nfe in args.screening_nfes
-    }
+
+def evaluate(name, seed, metric, args, folder):
+    """Fill the rows of one model. Its samplers are chosen on the first seed and on other samples than those reported."""
+    method, rows = METHODS[name], Rows(name, seed, metric, folder)
+    screened = rows if seed == args.seeds[0] else Rows(name, args.seeds[0], metric, folder)
     for nfe in sorted(args.nfes, key=lambda nfe: (nfe not in args.screening_nfes, nfe)):
         nearest = min(args.screening_nfes, key=lambda other: abs(math.log(other / nfe)))
-        best = [known["sampler"] for known in screening[nearest][: args.num_best]]
-        for sampler in [*best, *([] if "default" not in method.samplers or "default" in best else ["default"])]:
-            row(sampler, nfe, args.num_samples)
+        ranking = sorted(method.samplers, key=lambda s: screened.distance(s, nearest, args.num_screening_samples))
+        chosen = {sampler for sampler in method.samplers if sampler == OURS + "default"}
+        chosen |= set([sampler for sampler in ranking if not sampler.startswith(OURS)][:1])
+        if nfe <= max(args.screening_nfes):
+            chosen |= set([sampler for sampler in ranking if sampler.startswith(OURS)][:1])
+        if screened is rows and nfe in args.screening_nfes:
+            chosen |= set(method.always)
+        for sampler in sorted(chosen):
+            rows.distance(sampler, nfe, num_samples(method, nfe, args))
 
 
 # -------------------------------------------------------------------------------------------------------------- report
+def summarize(rows, args):
+    """`{(method, nfe): {sampler: distances, one for each seed}}` of the rows on all samples."""
+    summary = {}
+    for row in rows:
+        if row["num_samples"] == num_samples(METHODS[row["method"]], row["nfe"], args):
+            samplers = summary.setdefault((row["method"], row["nfe"]), {})
+            samplers.setdefault(row["sampler"], {})[row["seed"]] = row["distance"]
+    return summary
+
+
+def best_sampler(samplers, ours):
+    """The sampler of the smallest mean, ours or diffusers', among those that ran with the most seeds, and its mean."""
+    samplers = {name: list(d.values()) for name, d in samplers.items() if name.startswith(OURS) == ours}
+    most = max(map(len, samplers.values()), default=0)
+    return min(((np.mean(d), name) for name, d in samplers.items() if len(d) == most), default=(math.nan, ""))
+
+
+def markdown(corner, header, lines):
+    """A Markdown table; a number gets three digits."""
+    lines = [
+        [name, *(f"{cell:.3g}" if isinstance(cell, float) and cell < 1000 else str(cell) for cell in cells)]
+        for name, cells in lines
+    ]
+    return "\n".join(
+        "| " + " | ".join(cells) + " |" for cells in [[corner, *map(str, header)], ["---"] * (len(header) + 1), *lines]
+    )
+
+
 def report(args, folder, accuracy, floors):
-    """Print the table; write `training.json`, `training.png` and `training_samples.png`."""
+    """Print the tables; write `training.json`, `training.png` and `training_samples.png`."""
     import matplotlib.pyplot as plt
 
     rows = [row for path in sorted(folder.glob("*.rows.json")) for row in json.loads(path.read_text())]
-    full = [row for row in rows if row["num_samples"] == args.num_samples]
-    best = {}  # (method, nfe) -> (mean over the seeds of the sampler that is best by it, sampler, distances)
-    for key in {(row["method"], row["nfe"]) for row in full}:
-        by_sampler = {}
-        for row in full:
-            if (row["method"], row["nfe"]) == key:
-                by_sampler.setdefault(row["sampler"], []).append(row["distance"])
-        most = max(map(len, by_sampler.values()))
-        best[key] = min((np.mean(d), s, d) for s, d in by_sampler.items() if len(d) == most)
-    methods = [name for name in METHODS if any(key[0] == name for key in best)]
-    lines = ["| model | " + " | ".join(str(nfe) for nfe in args.nfes) + " |", "| --- |" + " --- |" * len(args.nfes)]
-    for name in methods:
-        cells = [f"{best[name, n][0]:.2f} ({best[name, n][1]})" if (name, n) in best else "" for n in args.nfes]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines.append("| floor | " + " | ".join([f"{floors[str(args.num_samples)]:.2f}"] * len(args.nfes)) + " |")
-    print("\n".join(lines))
+    summary = summarize(rows, args)
+    names = [name for name in METHODS if any(key[0] == name for key in summary)]
+    best = {(name, nfe): best_sampler(summary[name, nfe], ours=METHODS[name].family == "DDM") for name, nfe in summary}
+
+    def cells(name):
+        return [best[name, nfe][0] if (name, nfe) in best else "" for nfe in args.nfes]
+
+    headlines = [name for name in names if METHODS[name].headline]
+    of_all = {
+        "floor": [floors[str(num_samples(METHODS["ddm"], nfe, args))] for nfe in args.nfes],
+    }
+    print(markdown("headline", args.nfes, [*((name, cells(name)) for name in headlines), *of_all.items()]), "\n")
+    print(markdown("one seed", args.nfes, [(name, cells(name)) for name in names if name not in headlines]), "\n")
+    ratios = []
+    for name in headlines:
+        pairs = [(best.get(("ddm", nfe)), best.get((name, nfe))) for nfe in args.nfes]
+        ratios.append((f"best DDM / {name}", [a[0] / b[0] if a and b else "" for a, b in pairs]))
+    print(markdown("ratio", args.nfes, ratios), "\n")
+    for name in names:
+        samplers = sorted({sampler for key, group in summary.items() if key[0] == name for sampler in group})
+        if len(samplers) > 1:
+            groups = [
+                {s: float(np.mean(list(d.values()))) for s, d in summary.get((name, nfe), {}).items()}
+                for nfe in args.nfes
+            ]
+            print(markdown(name, args.nfes, [(s, [group.get(s, "") for group in groups]) for s in samplers]), "\n")
 
     training = {p.name.split(".")[0]: json.loads(p.read_text()) for p in sorted(folder.glob("*.training.json"))}
     for entry in training.values():
@@ -391,19 +475,18 @@ def report(args, folder, accuracy, floors):
             "floor": floors,
             "training": training,
             "best": [
-                {"method": m, "nfe": n, "distance": float(v[0]), "sampler": v[1], "distances": v[2]}
-                for (m, n), v in sorted(best.items())
+                {"method": name, "nfe": nfe, "distance": float(distance), "sampler": sampler}
+                for (name, nfe), (distance, sampler) in sorted(best.items())
             ],
             "rows": rows,
         },
     )
     figure, axes = plt.subplots(figsize=(8, 5))
-    for name in methods:
-        nfes = [nfe for nfe in args.nfes if (name, nfe) in best]
+    for name in names:
         style = {"linewidth": 2} if METHODS[name].headline else {"linewidth": 1, "linestyle": "--"}
-        axes.loglog(nfes, [best[name, nfe][0] for nfe in nfes], marker="o", markersize=4, label=name, **style)
-    axes.axhline(floors[str(args.num_samples)], color="gray", linewidth=1)
-    axes.annotate("training images", (args.nfes[0], floors[str(args.num_samples)]), va="bottom", color="gray")
+        points = [(nfe, best[name, nfe][0]) for nfe in args.nfes if (name, nfe) in best]
+        axes.loglog(*zip(*points, strict=True), marker="o", markersize=4, label=name, **style)
+    axes.step(args.nfes, of_all["floor"], where="mid", color="gray", linewidth=1, label="training images")
     axes.set_xlabel("network evaluations")
     axes.set_ylabel("Frechet distance to the test images")
     axes.set_xticks(args.nfes, [str(nfe) for nfe in args.nfes])
@@ -412,14 +495,14 @@ def report(args, folder, accuracy, floors):
     figure.tight_layout()
     figure.savefig(folder / "training.png", dpi=120)
     plt.close(figure)
-    sample_grids(args, folder, best, [name for name in methods if METHODS[name].headline])
+    sample_grids(args, folder, best, headlines)
 
 
-def sample_grids(args, folder, best, methods):
+def sample_grids(args, folder, best, names):
     """The first 32 images of each headline model at 10 evaluations, side by side, from the same noise."""
     import matplotlib.pyplot as plt
 
-    shown = [(name, best[name, 10][1]) for name in methods if (name, 10) in best]
+    shown = [(name, best[name, 10][1]) for name in names if (name, 10) in best]
     if not shown:
         return
     figure, axes = plt.subplots(1, len(shown), figsize=(3 * len(shown), 6.4), squeeze=False)
@@ -462,8 +545,7 @@ def parse_args():
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--num_samples", type=int, default=10000)
-    parser.add_argument("--num_screening_samples", type=int, default=2000)
-    parser.add_argument("--num_best", type=int, default=1, help="Samplers of each model that run on --num_samples.")
+    parser.add_argument("--num_screening_samples", type=int, default=1000)
     parser.add_argument("--nfes", type=int, nargs="+", default=NFES)
     parser.add_argument("--screening_nfes", type=int, nargs="+", default=SCREENING_NFES)
     parser.add_argument("--quick", action="store_true", help="20 steps of training, 500 samples.")
@@ -484,17 +566,18 @@ def main():
     for batch in to_tensor(load_fashion_mnist("test", args.data_dir)[0]).split(500):
         metric.update(batch, real=True)
     images = to_tensor(load_fashion_mnist("train", args.data_dir)[0])
+    counts = {args.num_screening_samples, args.num_samples, args.num_samples // 2}
     floors = {
-        str(n): float(np.mean([metric.distance(part) for part in images[: 3 * n].split(n)]))
-        for n in (args.num_screening_samples, args.num_samples)
+        str(n): float(np.mean([metric.distance(part) for part in images[: 3 * n].split(n)])) for n in sorted(counts)
     }
     print(f"classifier: {accuracy:.2%} of the test images; floors {floors}", flush=True)
     images = F.pixel_unshuffle(images, PATCH)
     if not args.report_only:
         runs = [(n, s) for s in args.seeds for n in args.methods if METHODS[n].headline or s == args.seeds[0]]
-        models = {(n, s): train(METHODS[n], s, images, args, folder / f"{n}-{s}.safetensors") for n, s in runs}
-        for (name, seed), model in models.items():
-            evaluate(name, METHODS[name], seed, model, metric, args, folder / f"{name}-{seed}.rows.json")
+        for name, seed in runs:
+            train(METHODS[name], seed, images, args, folder / f"{name}-{seed}.safetensors")
+        for name, seed in runs:
+            evaluate(name, seed, metric, args, folder)
     report(args, folder, accuracy, floors)
 
 

@@ -193,6 +193,16 @@ def test_any_rank(attenuation, shape):
 # ----------------------------------------------------------------------------------------------------------------- the times
 
 
+def kolmogorov_smirnov(levels):
+    """Whether numbers that should be uniform in [0, 1] are."""
+    steps = torch.arange(len(levels) + 1) / len(levels)
+    levels = levels.double().sort().values
+    distance = torch.maximum((steps[1:] - levels).abs(), (levels - steps[:-1]).abs()).max()
+    # the largest distance of the empirical distribution from the true one exceeds sqrt(log(2 / p) / 2n) with
+    # probability p at most (Dvoretzky-Kiefer-Wolfowitz), here one in a billion
+    return distance < math.sqrt(math.log(2 / 1e-9) / (2 * len(levels)))
+
+
 @pytest.mark.parametrize("num_train_timesteps, t_min", [(1000, 1e-4), (250, 0.0), (1000, 0.4)])
 def test_times_are_uniform(num_train_timesteps, t_min):
     num_samples = 1_000_000
@@ -200,12 +210,22 @@ def test_times_are_uniform(num_train_timesteps, t_min):
     timesteps = sample_timesteps(scheduler, num_samples, generator=torch.Generator().manual_seed(0), t_min=t_min)
     assert timesteps.shape == (num_samples,) and timesteps.dtype == torch.float32
     assert timesteps.min() > t_min * num_train_timesteps and timesteps.max() <= num_train_timesteps
-    # Kolmogorov-Smirnov: the largest distance of the empirical distribution from the uniform one exceeds
-    # sqrt(log(2 / p) / 2n) with probability p at most (Dvoretzky-Kiefer-Wolfowitz), here one in a billion
-    levels = (timesteps.double().sort().values / num_train_timesteps - t_min) / (1 - t_min)
-    steps = torch.arange(num_samples + 1) / num_samples
-    distance = torch.maximum((steps[1:] - levels).abs(), (levels - steps[:-1]).abs()).max()
-    assert distance < math.sqrt(math.log(2 / 1e-9) / (2 * num_samples))
+    assert kolmogorov_smirnov((timesteps.double() / num_train_timesteps - t_min) / (1 - t_min))
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-0.7, 1.5)])
+def test_times_are_logit_normal(noise_schedule, mean, std):
+    scheduler = DDMScheduler(500, noise_schedule=noise_schedule)
+    options = {"distribution": "logit_normal", "logit_mean": mean, "logit_std": std}
+    timesteps = sample_timesteps(scheduler, 1_000_000, generator=torch.Generator().manual_seed(0), **options)
+    assert timesteps.dtype == torch.float32 and 0 < timesteps.min() and timesteps.max() <= 500
+    t = timesteps.double() / 500
+    # by the definition, not by the inverse that the function uses
+    log_ratio = (t**0.5 if noise_schedule == "sqrt" else t).log() - (1 - t).log()
+    assert kolmogorov_smirnov(torch.distributions.Normal(mean, std).cdf(log_ratio))
+    other = torch.distributions.Normal(mean + 0.01, std).cdf(log_ratio)
+    assert not kolmogorov_smirnov(other)
 
 
 def test_times_are_reproducible():
@@ -231,6 +251,8 @@ def test_times_are_reproducible():
         ({"batch_size": -2}, ("`batch_size`", "-2", "1 or more")),
         ({"batch_size": 2, "t_min": 1.0}, ("`t_min`", "1.0", "[0, 1)")),
         ({"batch_size": 2, "t_min": -0.1}, ("`t_min`", "-0.1", "[0, 1)")),
+        ({"batch_size": 2, "logit_std": 0.0}, ("`logit_std`", "0.0", "above 0")),
+        ({"batch_size": 2, "distribution": "beta"}, ("`distribution`", "'beta'", "'uniform'", "'logit_normal'")),
     ],
 )
 def test_bad_input_of_sample_timesteps(arguments, parts, rejects):

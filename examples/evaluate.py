@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
 from datasets import Dataset, Features, Image, load_dataset
 from diffusers import DiffusionPipeline
@@ -36,7 +37,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
 
 import ddm_diffusers
-from ddm_diffusers.training import ImageTransform, load_image_dataset
+from ddm_diffusers.training import HelpFormatter, ImageTransform, load_image_dataset
 
 
 METRICS = ("fid", "kid", "precision", "recall")
@@ -51,13 +52,6 @@ falls with the number of images, so a model with more of them, or measured again
 
 # Packages whose versions can change a result
 PACKAGES = ("ddm-diffusers", "diffusers", "torch", "torchmetrics", "accelerate", "datasets", "pillow")
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the description, and shows the default of each option that has one."""
-
-    def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse_args(input_args=None):
@@ -243,7 +237,10 @@ def extract_features(accelerator, extractor, dataset, get_images, description, a
     if isinstance(dataset, Dataset):
         dataset = ImageTransform(dataset, args.resolution, center_crop=True, image_mode="RGB").dataset
         workers = args.dataloader_num_workers
-    dataloader = accelerator.prepare(DataLoader(dataset, batch_size=args.batch_size, num_workers=workers))
+    # not by the accelerator itself, which would save the state of this data loader in the checkpoints of a training run
+    dataloader = prepare_data_loader(
+        DataLoader(dataset, batch_size=args.batch_size, num_workers=workers), accelerator.device, put_on_device=True
+    )
     features = []
     progress_bar = tqdm(total=len(dataset), desc=description, unit="image", disable=not accelerator.is_main_process)
     for batch in dataloader:
@@ -337,6 +334,48 @@ def replace(path, write):
     temporary = path.with_name(f".{path.name}.tmp")
     write(temporary)
     temporary.replace(path)
+
+
+class PipelineEvaluation:
+    """
+    FID of a pipeline by the data that it is trained on, for a training script. Every process has to call it.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): Of the script.
+        dataset (`datasets.Dataset`): The training data.
+        resolution (`int`): Of the pipeline's images.
+        feature_extractor (`str`, *optional*): As `--feature_extractor`.
+        num_samples (`int`, defaults to 1000): How many images are drawn, always from the same seeds.
+        batch_size (`int`, defaults to 64): How many at once.
+    """
+
+    def __init__(self, accelerator, dataset, resolution, feature_extractor=None, num_samples=1000, batch_size=64):
+        self.accelerator = accelerator
+        self.num_samples = num_samples
+        self.args = argparse.Namespace(
+            resolution=resolution,
+            feature_extractor=feature_extractor,
+            batch_size=batch_size,
+            dataloader_num_workers=0,
+            guidance_scale=None,
+            seed=0,
+        )
+        with accelerator.main_process_first():
+            self.extractor = load_feature_extractor(feature_extractor).to(accelerator.device).eval()
+        self.reference = self._features(dataset, read, "data")
+
+    def __call__(self, pipeline, num_inference_steps):
+        """The FID, on the main process; None on the others."""
+        num_classes = pipeline.unet.config.get("num_class_embeds")
+        get_images = functools.partial(draw, pipeline, num_classes, num_inference_steps, self.args)
+        features = self._features(range(self.num_samples), get_images, "evaluation")
+        return score(features, self.reference, ["fid"])["fid"] if self.accelerator.is_main_process else None
+
+    def _features(self, dataset, get_images, description):
+        # nothing of it may change how the training goes on
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            return extract_features(self.accelerator, self.extractor, dataset, get_images, description, self.args)
 
 
 def main(args):

@@ -2,10 +2,13 @@
 """Images for training: from scikit-learn, the Hub or a folder to batches of tensors in [-1, 1]."""
 
 import io
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_dataset, load_from_disk
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 from PIL import ImageOps
@@ -28,7 +31,8 @@ def load_image_dataset(
     dataset_config_name: str | None = None,
     train_data_dir: str | None = None,
     cache_dir: str | None = None,
-) -> Dataset:
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
     """
     Load the training split of an image data set; without a name or a folder, scikit-learn's digits.
 
@@ -39,9 +43,10 @@ def load_image_dataset(
             A folder of images (a subfolder for each class, if any), of parquet or arrow files, or one that
             `Dataset.save_to_disk` wrote.
         cache_dir (`str`, *optional*): Where `datasets` keeps what it downloads and converts.
+        streaming (`bool`, defaults to `False`): Whether to read the data as they are needed, without a copy in the cache.
 
     Returns:
-        `datasets.Dataset`
+        `datasets.Dataset`, or a `datasets.IterableDataset` if it is streamed.
 
     Raises:
         ValueError: both a name and a folder are given, or the folder is missing, holds nothing to train on, or several
@@ -52,15 +57,17 @@ def load_image_dataset(
             f"`dataset_name` is {dataset_name!r} and `train_data_dir` is {train_data_dir!r}, but only one is accepted."
         )
     if dataset_name is not None:
-        return load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir, split="train")
+        return load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir, split="train", streaming=streaming)
     if train_data_dir is None:
-        return load_digits_dataset()
+        digits = load_digits_dataset()
+        return digits.to_iterable_dataset() if streaming else digits
 
     folder = Path(train_data_dir)
     if not folder.is_dir():
         raise ValueError(f"`train_data_dir` is {train_data_dir!r}, but there is no such folder.")
     if (folder / "state.json").is_file():
-        return load_from_disk(train_data_dir)
+        dataset = load_from_disk(train_data_dir)
+        return dataset.to_iterable_dataset() if streaming else dataset
     suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
     if ".parquet" in suffixes:
         builder = "parquet"
@@ -72,7 +79,7 @@ def load_image_dataset(
         raise ValueError(
             f"`train_data_dir` is {train_data_dir!r}, but that folder holds no images, parquet or arrow files."
         )
-    splits = load_dataset(builder, data_dir=train_data_dir, cache_dir=cache_dir)
+    splits = load_dataset(builder, data_dir=train_data_dir, cache_dir=cache_dir, streaming=streaming)
     # datasets takes files that are named like test-001.png for a split of that name, even where there is no other
     name = "train" if "train" in splits or len(splits) != 1 else next(iter(splits))
     if name not in splits:
@@ -85,15 +92,25 @@ def load_image_dataset(
 
 class ImageTransform:
     """
-    A transform for `Dataset.with_transform`: decoded, cropped and normalized images, and their labels.
+    From the rows of a data set to decoded, cropped and normalized images, and their labels.
+
+    Images of any mode are accepted: palettes are resolved, 16 bits become 8, and what is transparent becomes white.
 
     Args:
-        dataset (`datasets.Dataset`): The data set; its first column of images is used.
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`):
+            The data set; its first column of images is used. A stream has to say which columns it has.
         resolution (`int`): Height and width of the result.
         center_crop (`bool`, defaults to `False`): Whether to crop at the center rather than at random.
         random_flip (`bool`, defaults to `False`): Whether to mirror half of the images.
         class_conditional (`bool`, defaults to `False`): Whether to return the labels of the column `label`.
-        image_mode (`"L"` or `"RGB"`, *optional*): Grey or colour; as the first image is, if `None`.
+        image_mode (`"L"` or `"RGB"`, *optional*): Grey or colour; as the first image that decodes is, if `None`.
+        class_dropout_prob (`float`, defaults to 0.0):
+            How often a label is replaced with the one after the last, which stands for "no class" (classifier-free
+            guidance, arXiv 2207.12598).
+
+    Attributes:
+        class_names (`list[str]` or `None`): What the labels 0, 1, ... stand for.
+        dataset: The data set with undecoded images; rows of a `datasets.Dataset` are transformed on access.
 
     Raises:
         ValueError: the data set is empty or has no column of images, or of labels where one is needed.
@@ -101,79 +118,247 @@ class ImageTransform:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | IterableDataset,
         resolution: int,
         center_crop: bool = False,
         random_flip: bool = False,
         class_conditional: bool = False,
         image_mode: str | None = None,
+        class_dropout_prob: float = 0.0,
     ):
-        if len(dataset) == 0:
+        streamed = isinstance(dataset, IterableDataset)
+        if not streamed and len(dataset) == 0:
             raise ValueError("`dataset` is empty, but at least one image is needed.")
+        if dataset.features is None:
+            dataset = dataset._resolve_features()
         self.image_column = _find_image_column(dataset)
-        self.class_names = None
+        self.class_names, self._class_of = None, None
         if class_conditional:
-            if "label" not in dataset.features:
-                raise ValueError(
-                    f"`class_conditional` is True, but the data set has no column `label`, only"
-                    f" {dataset.column_names}."
-                )
-            if not isinstance(dataset.features["label"], ClassLabel):
-                dataset = dataset.class_encode_column("label")
-            self.class_names = dataset.features["label"].names
+            self.class_names, self._class_of = _find_classes(dataset)
         # Undecoded, so that an image that does not decode can be named.
         dataset = dataset.cast_column(self.image_column, Image(decode=False))
         self.resolution = resolution
         self.center_crop = center_crop
         self.random_flip = random_flip
-        self.image_mode = image_mode
-        if image_mode is None:
-            first = self._decode(dataset[0][self.image_column])
-            self.image_mode = "L" if first.mode in ("1", "L", "LA") or first.mode.startswith("I") else "RGB"
+        self.class_dropout_prob = class_dropout_prob
         self.to_tensor = VaeImageProcessor(do_resize=False)
-        self.dataset = dataset.with_transform(self)
+        self.image_mode = image_mode or self._mode_of_first(dataset)
+        self.dataset = dataset if streamed else dataset.with_transform(self)
 
     @property
     def channels(self) -> int:
         """Channels of the images, 1 or 3."""
         return len(self.image_mode)
 
-    def __call__(self, examples: dict) -> dict:
+    def __call__(self, rows: dict, generators: list[torch.Generator] | None = None) -> dict:
         """
         Args:
-            examples (`dict`): Lists of values, one for each column.
+            rows (`dict`): Lists of values, one for each column.
+            generators (`list[torch.Generator]`, *optional*): For what is random about each row; on the CPU.
 
         Returns:
             `dict` of `pixel_values`, tensors of shape `(channels, resolution, resolution)` in [-1, 1], and, if the data
             set is class-conditional, `class_labels`.
 
         Raises:
-            ValueError: an image does not decode.
+            ValueError: an image does not decode, or a label is none of the classes.
         """
-        images = [self._crop(self._decode(value)) for value in examples[self.image_column]]
+        values = rows[self.image_column]
+        generators = generators or [None] * len(values)
+        images = [self._crop(self._decode(value), g) for value, g in zip(values, generators, strict=True)]
         batch = {"pixel_values": list(self.to_tensor.preprocess(images))}
         if self.class_names is not None:
-            batch["class_labels"] = examples["label"]
+            labels = [self._class_index(label) for label in rows["label"]]
+            if self.class_dropout_prob > 0:
+                dropped = [bool(torch.rand((), generator=g) < self.class_dropout_prob) for g in generators]
+                labels = [len(self.class_names) if d else label for label, d in zip(labels, dropped, strict=True)]
+            batch["class_labels"] = labels
         return batch
 
-    def _decode(self, value: dict) -> PILImage.Image:
+    def _mode_of_first(self, dataset: Dataset | IterableDataset) -> str:
+        error = None
+        for row in itertools.islice(dataset, 100):
+            try:
+                mode = self._decode(row[self.image_column]).mode
+            except ValueError as raised:
+                error = error or raised
+                continue
+            return "L" if mode in ("1", "L", "LA", "La") or mode.startswith("I") else "RGB"
+        raise error or ValueError("`dataset` is empty, but at least one image is needed.")
+
+    def _class_index(self, label) -> int:
+        index = self._class_of.get(label)
+        if index is None:
+            raise ValueError(f"A label is {label!r}, but has to be one of {list(self._class_of)}.")
+        return index
+
+    def _decode(self, value: dict | None) -> PILImage.Image:
+        name = (value or {}).get("path") or "without a path"
         try:
             source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]
             with PILImage.open(source) as image:
                 return ImageOps.exif_transpose(image)
         except Exception as error:  # Pillow's plugins raise more than OSError, SyntaxError and struct.error among them
-            raise ValueError(f"The image {value['path'] or 'without a path'} does not decode: {error}") from error
+            raise ValueError(f"The image {name} does not decode: {error}") from error
 
-    def _crop(self, image: PILImage.Image) -> PILImage.Image:
-        centering = (0.5, 0.5) if self.center_crop else tuple(torch.rand(2).tolist())
+    def _crop(self, image: PILImage.Image, generator: torch.Generator | None) -> PILImage.Image:
+        centering = (0.5, 0.5) if self.center_crop else tuple(torch.rand(2, generator=generator).tolist())
         size = (self.resolution, self.resolution)
-        image = ImageOps.fit(image.convert(self.image_mode), size, PILImage.Resampling.BILINEAR, centering=centering)
-        if self.random_flip and torch.rand(()) < 0.5:
+        image = ImageOps.fit(_convert(image, self.image_mode), size, PILImage.Resampling.BILINEAR, centering=centering)
+        if self.random_flip and torch.rand((), generator=generator) < 0.5:
             image = ImageOps.mirror(image)
         return image
 
 
-def _find_image_column(dataset: Dataset) -> str:
+def _convert(image: PILImage.Image, mode: str) -> PILImage.Image:
+    """The image in mode L or RGB. Pillow by itself cuts 16 bits off at 255 and shows what is transparent."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        if image.mode != "I" or pixels.max() > 255:  # older versions of Pillow open 16-bit files in mode I
+            pixels = (pixels.astype(np.float64) / 257).round().clip(0, 255)
+        image = PILImage.fromarray(pixels.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _find_classes(dataset: Dataset | IterableDataset) -> tuple[list[str], dict]:
+    """The names of the classes, and which of them a value of the column `label` stands for."""
+    feature = dataset.features.get("label")
+    if feature is None:
+        raise ValueError(
+            f"`class_conditional` is True, but the data set has no column `label`, only {list(dataset.features)}."
+        )
+    if isinstance(feature, ClassLabel):
+        return feature.names, {index: index for index in range(feature.num_classes)}
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            "`class_conditional` is True, but the column `label` of a stream has to be a `ClassLabel`, as the classes"
+            f" cannot be counted; it is {feature}."
+        )
+    # numbers with gaps or names: by their order, numbers as numbers
+    values = sorted(value for value in dataset.unique("label") if value is not None)
+    return [str(value) for value in values], {value: index for index, value in enumerate(values)}
+
+
+class TrainingBatches(torch.utils.data.IterableDataset):
+    """
+    Batches for one process of a training run, without end, for a `DataLoader` with `batch_size=None`.
+
+    The data set is gone through again and again, each time in another order. The order, and all that is random about an
+    example, follow from `seed` and from the position of the example alone: not from the number of processes or workers,
+    and not from where the run was interrupted. Every batch is full, whatever the size of the data set.
+
+    A batch has what the transform makes of its rows, and
+
+    - `seeds`: an `int` for each example, for the noise that is added to it;
+    - `examples`: what to call each of them, `(epoch, number of the row)`; of a stream the number is that of the shuffled
+      row;
+    - `position`: `(epoch, offset)` of the example that follows on the batches of all processes, where to go on;
+    - `bad_images`: messages about the images that did not decode, in whose place others of the batch stand.
+
+    Args:
+        transform ([`ImageTransform`]): With its data set.
+        batch_size (`int`): Examples in a batch, 1 or more.
+        seed (`int`): 0 or more.
+        process_index, num_processes (`int`, defaults to 0 and 1): Which of the batches are this process's.
+        position (`(int, int)`, defaults to `(0, 0)`): The epoch and the offset in it to begin at.
+        skip_bad_images (`bool`, defaults to `False`): Whether an image that does not decode is left out rather than an error.
+        shuffle_buffer_size (`int`, defaults to 1000): From how many rows of a stream the next one is drawn.
+    """
+
+    def __init__(
+        self,
+        transform: ImageTransform,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        position: tuple[int, int] = (0, 0),
+        skip_bad_images: bool = False,
+        shuffle_buffer_size: int = 1000,
+    ):
+        self.transform = transform
+        self.batch_size = batch_size
+        self.seed = seed
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.position = position
+        self.skip_bad_images = skip_bad_images
+        self.shuffle_buffer_size = shuffle_buffer_size
+        dataset = transform.dataset
+        # without the transform, which is called with generators here
+        self.dataset = dataset if isinstance(dataset, IterableDataset) else dataset.with_format(None)
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = torch.utils.data.get_worker_info()
+        worker_index, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        rows = self._rows(*self.position)
+        begin = self.process_index * self.batch_size
+        for number in itertools.count():
+            batch = list(itertools.islice(rows, self.batch_size * self.num_processes))
+            # a DataLoader takes the batches of its workers in turn
+            if number % num_workers == worker_index:
+                epoch, offset, _ = batch[-1]
+                yield self._load(batch[begin : begin + self.batch_size]) | {"position": (epoch, offset + 1)}
+
+    def _rows(self, first_epoch: int, offset: int) -> Iterator[tuple[int, int, int | dict]]:
+        """`(epoch, offset, row)` without end, where the row of a data set in memory is its index."""
+        for epoch in itertools.count(first_epoch):
+            if isinstance(self.dataset, IterableDataset):
+                stream = self.dataset.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer_size)
+                stream.set_epoch(epoch)
+                rows = enumerate(stream)
+            else:
+                generator = torch.Generator().manual_seed(_mix(self.seed, epoch)[0])
+                rows = enumerate(torch.randperm(len(self.dataset), generator=generator).tolist())
+            number = -1
+            for number, row in itertools.islice(rows, offset, None):
+                yield epoch, number, row
+            if number < 0 and offset == 0:
+                raise ValueError("`dataset` is empty, but at least one image is needed.")
+            offset = 0
+
+    def _load(self, batch: list[tuple[int, int, int | dict]]) -> dict:
+        epochs, offsets, rows = zip(*batch, strict=True)
+        if isinstance(rows[0], int):
+            names = list(zip(epochs, rows, strict=True))
+            rows = self.dataset[list(rows)]
+        else:
+            names = list(zip(epochs, offsets, strict=True))
+            rows = {column: [row[column] for row in rows] for column in rows[0]}
+        seeds = [_mix(self.seed, epoch, offset) for epoch, offset in zip(epochs, offsets, strict=True)]
+        good, bad = [], []
+        for i, (seed, _) in enumerate(seeds):
+            row = {column: [values[i]] for column, values in rows.items()}
+            try:
+                good.append((i, self.transform(row, [torch.Generator().manual_seed(seed)])))
+            except ValueError as error:
+                if not self.skip_bad_images:
+                    raise
+                bad.append(str(error))
+        if not good:
+            raise ValueError(f"None of the {len(batch)} images of a batch decodes. {bad[0]}")
+        # others stand in for what does not decode, with the noise of the place that they fill
+        chosen = (good * -(-len(batch) // len(good)))[: len(batch)]
+        examples = [example for _, example in chosen]
+        loaded = {"pixel_values": torch.stack([example["pixel_values"][0] for example in examples])}
+        if "class_labels" in examples[0]:
+            loaded["class_labels"] = torch.tensor([example["class_labels"][0] for example in examples])
+        return loaded | {
+            "seeds": [noise_seed for _, noise_seed in seeds],
+            "examples": [names[i] for i, _ in chosen],
+            "bad_images": bad,
+        }
+
+
+def _mix(*numbers: int) -> list[int]:
+    """Two seeds from numbers that may be near to each other."""
+    return np.random.SeedSequence(numbers).generate_state(2, np.uint64).tolist()
+
+
+def _find_image_column(dataset: Dataset | IterableDataset) -> str:
     for name, feature in dataset.features.items():
         # parquet files that another library wrote hold the struct without saying that it is an image
         if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):

@@ -19,7 +19,7 @@ def sample_timesteps(
     scheduler: DDMScheduler,
     batch_size: int,
     device: str | torch.device | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
     t_min: float = 1e-4,
     distribution: str = "uniform",
     logit_mean: float = 0.0,
@@ -40,7 +40,8 @@ def sample_timesteps(
         scheduler ([`DDMScheduler`]): Its `num_train_timesteps` is the unit.
         batch_size (`int`): How many, 1 or more.
         device (`str` or `torch.device`, *optional*): The device of the result.
-        generator (`torch.Generator`, *optional*): On any device.
+        generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+            On any device; a list has one generator for each timestep.
         t_min (`float`, defaults to 1e-4): The lower end of the uniform distribution, in [0, 1).
         distribution (`str`, defaults to `"uniform"`): A name of the table.
         logit_mean (`float`, defaults to 0.0): Above 0 favours noise, below 0 details.
@@ -58,12 +59,22 @@ def sample_timesteps(
         raise ValueError(f"`t_min` is {t_min}, but has to be in [0, 1).")
     if not logit_std > 0:
         raise ValueError(f"`logit_std` is {logit_std}, but has to be above 0.")
-    options = {"generator": generator, "device": generator.device if generator else device}
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise ValueError(
+            f"`generator` is a list of length {len(generator)}, but `batch_size` is {batch_size}; one generator is"
+            " accepted, or a list of one for each timestep."
+        )
+
+    def draw(function):
+        if isinstance(generator, list):
+            return torch.cat([function(1, generator=each, device=each.device) for each in generator])
+        return function(batch_size, generator=generator, device=generator.device if generator else device)
+
     if distribution == "uniform":
         # 1 - u is in (0, 1], as torch.rand is in [0, 1)
-        t = 1 - (1 - t_min) * torch.rand(batch_size, **options)
+        t = 1 - (1 - t_min) * draw(torch.rand)
     elif distribution == "logit_normal":
-        log_ratio = logit_mean + logit_std * torch.randn(batch_size, **options)
+        log_ratio = logit_mean + logit_std * draw(torch.randn)
         t = scheduler.process.time((-log_ratio).sigmoid(), log_ratio.sigmoid())
     else:
         raise ValueError(f"`distribution` is {distribution!r}, but has to be one of {TIMESTEP_DISTRIBUTIONS}.")
@@ -118,7 +129,8 @@ def ddm_loss(
     weighting: str = "unit_variance",
     sigma_data: float = 1.0,
     reconstruction_weight: float = 0.0,
-) -> torch.Tensor:
+    return_parts: bool = False,
+) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
     r"""
     The objective of decoupled diffusion models, the sum of the weighted squared errors of both outputs:
 
@@ -137,9 +149,11 @@ def ddm_loss(
         sigma_data (`float`, defaults to 1.0): As the model's; for `"unit_variance"`.
         reconstruction_weight (`float`, defaults to 0.0):
             Weight of the error of the clean image; both releases of the authors have such a term.
+        return_parts (`bool`, defaults to `False`): Whether to return the parts of the sum as well, for a log.
 
     Returns:
-        `torch.Tensor`: the 0-d loss, in float32 or better.
+        `torch.Tensor`: the 0-d loss, in float32 or better; with `return_parts` also a `dict` of 0-d tensors without
+        gradient, `attenuation_loss`, `noise_loss` and, if it has a weight, `reconstruction_loss`, whose sum is the loss.
 
     Raises:
         ValueError: `model_output` has a wrong shape, `weighting` is unknown, or `attenuation` is missing.
@@ -163,10 +177,14 @@ def ddm_loss(
     # the mean squared error of each image and quantity: (batch_size, num_coefficients + 1)
     errors = (model_output - target).square().unflatten(1, (-1, clean.shape[1])).flatten(2).mean(dim=2)
     weights = torch.stack(loss_weights(scheduler, t, weighting, sigma_data), dim=1)
-    loss = (weights * errors).sum(dim=1).mean()
+    means = (weights * errors).mean(dim=0)
+    parts = {"attenuation_loss": means[:-1].sum(), "noise_loss": means[-1]}
     if reconstruction_weight:
         coefficients, noise_hat = model_output.split([attenuation.shape[1], noise.shape[1]], dim=1)
         noisy = process.marginal(clean, attenuation, noise, t)
         error = (process.clean(noisy, coefficients, noise_hat, t) - clean).square().flatten(1).mean(dim=1)
-        loss = loss + reconstruction_weight * ((1 - t) ** 2 * error).mean()
+        parts["reconstruction_loss"] = reconstruction_weight * ((1 - t) ** 2 * error).mean()
+    loss = sum(parts.values())
+    if return_parts:
+        return loss, {name: part.detach() for name, part in parts.items()}
     return loss

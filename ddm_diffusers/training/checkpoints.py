@@ -1,0 +1,187 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints that are whole or absent: written under another name and renamed, and refused where the settings differ."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import gather_object
+
+
+logger = get_logger(__name__)
+
+PREFIX = "checkpoint-"
+SETTINGS_NAME = "settings.json"
+# No listing of checkpoints finds folders that end like this: half written or half deleted.
+TEMPORARY = ".tmp"
+
+
+class Checkpoints:
+    """
+    The checkpoints of a run in its output folder, `checkpoint-{step}`.
+
+    Args:
+        folder (`Path`): The output folder.
+        settings (`dict`): What a run has to agree in with the one that it continues; JSON values.
+        total_limit (`int`, *optional*): How many to keep; the oldest are deleted.
+    """
+
+    def __init__(self, folder: Path, settings: dict, total_limit: int | None = None):
+        self.folder = folder
+        self.settings = json.loads(json.dumps(settings))
+        self.total_limit = total_limit
+
+    def list(self) -> list[Path]:
+        """The checkpoints in the order of their steps."""
+        found = [path for path in self.folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+    def find(self, name: str | None) -> Path | None:
+        """
+        The folder to resume from.
+
+        Args:
+            name (`str`, *optional*): The name of a checkpoint's folder, or `latest`.
+
+        Returns:
+            `Path` or `None`: to start from scratch, without a name or where `latest` finds nothing.
+
+        Raises:
+            ValueError: there is no such checkpoint, or it was written with other settings.
+        """
+        if name is None:
+            return None
+        checkpoints = self.list()
+        if name == "latest":
+            if not checkpoints:
+                logger.info(f"There is no checkpoint in {self.folder}: starting from scratch")
+                return None
+            checkpoint = checkpoints[-1]
+        else:
+            checkpoint = self.folder / Path(name).name
+            if not (checkpoint / SETTINGS_NAME).is_file() or checkpoint.name.endswith(TEMPORARY):
+                raise ValueError(
+                    f"`--resume_from_checkpoint` is {name!r}, but {self.folder} has only"
+                    f" {[path.name for path in checkpoints]}."
+                )
+        self._check_settings(checkpoint)
+        return checkpoint
+
+    def _check_settings(self, checkpoint: Path) -> None:
+        path = checkpoint / SETTINGS_NAME
+        saved = json.loads(path.read_text()) if path.is_file() else {}
+        differences = [
+            f"{key}: {saved.get(key)!r} there, {self.settings.get(key)!r} now"
+            for key in sorted(saved.keys() | self.settings.keys())
+            if saved.get(key) != self.settings.get(key)
+        ]
+        if differences:
+            raise ValueError(
+                f"`--resume_from_checkpoint` is {checkpoint.name!r}, but that run had other settings. Give the same ones,"
+                " or another --output_dir. " + "; ".join(differences)
+            )
+
+    def save(self, accelerator: Accelerator, name: str) -> Path | None:
+        """
+        Save the state of the run as a folder of that name, which is there once it is whole. What is over the limit is
+        deleted afterwards. Every process has to call this.
+
+        Args:
+            accelerator ([`~accelerate.Accelerator`]): Whose state is saved.
+            name (`str`): The name of the folder.
+
+        Returns:
+            `Path` or `None`: `None` if it could not be written, on a full disk say; that is logged as an error.
+        """
+        path, temporary = self.folder / name, self.folder / f"{name}{TEMPORARY}"
+        if accelerator.is_main_process:
+            _delete(path, temporary)
+        accelerator.wait_for_everyone()
+
+        def write():
+            accelerator.save_state(temporary)
+            if accelerator.is_main_process:
+                (temporary / SETTINGS_NAME).write_text(json.dumps(self.settings, indent=1) + "\n")
+                _flush(temporary)
+
+        error = _failure(accelerator, write)
+        if error is not None:
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            kept = [each.name for each in self.list()]
+            logger.error(
+                f"{name} could not be saved: {error}. "
+                + (f"The last good one is {kept[-1]}." if kept else "There is no checkpoint yet.")
+            )
+            return None
+        if accelerator.is_main_process:
+            os.replace(temporary, path)
+            if self.total_limit is not None:
+                for old in self.list()[: -self.total_limit]:
+                    _delete(old)
+        accelerator.wait_for_everyone()
+        return path
+
+    def remove_leftovers(self) -> None:
+        """Delete what a run that was killed had half written or half deleted."""
+        for path in self.folder.glob(f"*{TEMPORARY}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+
+
+def replace_contents(folder: Path, write: Callable[[Path], None]) -> None:
+    """
+    Write files, then put each into its place in one go: a process that is killed leaves the old file or the new one, and
+    none that is cut off.
+
+    Args:
+        folder (`Path`): Where they go; what else is there stays.
+        write (`Callable`): Writes files and folders to the empty folder that it is called with.
+    """
+    temporary = folder / f"new{TEMPORARY}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for new in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            old = folder / new.relative_to(temporary)
+            old.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new, old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _failure(accelerator: Accelerator, write: Callable[[], None]) -> str | None:
+    """What went wrong with a function on the first process that it went wrong on, told to all processes."""
+    error = None
+    try:
+        write()
+    except Exception as raised:  # torch and safetensors raise errors of their own on a full disk
+        error = f"{type(raised).__name__}: {raised}"
+    if accelerator.num_processes == 1:
+        return error
+    return next((each for each in gather_object([error]) if each is not None), None)
+
+
+def _delete(path: Path, temporary: Path | None = None) -> None:
+    """Delete a folder so that it is never there in part, and what is left of one that was written in part."""
+    temporary = temporary or path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    if path.exists():
+        os.replace(path, temporary)
+        shutil.rmtree(temporary)
+
+
+def _flush(folder: Path) -> None:
+    """Have the disk write a folder's files, so that not even a power cut leaves an empty one under a final name."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

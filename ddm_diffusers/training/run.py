@@ -1,0 +1,579 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What happens around the steps of a training run, whatever is trained: the part that all training scripts share."""
+
+import logging
+import math
+import random
+import shlex
+import signal
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import datasets
+import diffusers
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, gather_object, send_to_device, set_seed
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..hub import SAMPLES_NAME, TRAINING_FILES, sample_grid, write_model_card
+from .checkpoints import PREFIX, Checkpoints, replace_contents
+from .data import ImageTransform, TrainingBatches
+from .upload import HubUploader
+
+
+logger = get_logger(__name__, log_level="INFO")
+
+# Options that change nothing about the weights that come out. All others have to be the same when a run is resumed.
+FREE_OPTIONS = (
+    "cache_dir",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "compile",
+    "dataloader_num_workers",
+    "eval_batch_size",
+    "evaluation_samples",
+    "evaluation_steps",
+    "feature_extractor",
+    "gradient_accumulation_steps",  # the product with the next ones is compared
+    "gradient_checkpointing",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_token",
+    "license",
+    "logger",
+    "logging_dir",
+    "num_epochs",
+    "num_inference_steps",
+    "output_dir",
+    "push_every_checkpoint",
+    "push_to_hub",
+    "resume_from_checkpoint",
+    "save_images_epochs",
+    "seed",  # it is taken from the checkpoint if it is not given
+    "train_batch_size",
+)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECOND_SIGNAL_SECONDS = 5
+
+
+class TrainingRun:
+    """
+    A training run with everything but its objective: processes and precision through Accelerate, the optimizer and the
+    average of the weights, data, checkpoints, signals, logs, uploads.
+
+        run = TrainingRun(args, "train_ddm")
+        ...
+        unet = run.prepare(unet, transform)
+        for batch in run:
+            ...
+            with run.accumulate():
+                run.optimize(loss, parts)
+
+    `args` are the options of [`add_training_arguments`] and those of the script, which all count as settings that a run
+    has to share with the one that it continues, but for `FREE_OPTIONS`.
+
+    Args:
+        args (`argparse.Namespace`): The options.
+        name (`str`): The name of the project in the trackers, and of the script.
+
+    Attributes:
+        accelerator ([`~accelerate.Accelerator`]): Of the run.
+        global_step (`int`): Optimizer steps so far.
+        output_dir (`Path`): Where everything goes.
+    """
+
+    def __init__(self, args: Namespace, name: str):
+        self.args = args
+        self.name = name
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            log_with=None if args.logger == "none" else args.logger,
+            project_config=ProjectConfiguration(
+                project_dir=self.output_dir, logging_dir=self.output_dir / args.logging_dir
+            ),
+            # it would advance the schedule once for each process
+            step_scheduler_with_optimizer=False,
+        )
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+        # a line for each request of an upload, with its signed address; and for each file of a checkpoint
+        for library in ("httpx", "httpx2", "accelerate"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        for library in (datasets.utils.logging, diffusers.utils.logging):
+            library.set_verbosity_warning() if self.accelerator.is_local_main_process else library.set_verbosity_error()
+
+        # Every process draws the weights of the model from the same seed.
+        seed = args.seed if args.seed is not None else random.SystemRandom().randrange(2**31)
+        self.seed = gather_object([seed])[0] if self.accelerator.num_processes > 1 else seed
+        set_seed(self.seed)
+
+        self.uploader = None
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if args.push_to_hub:
+                self.uploader = HubUploader(
+                    args.hub_model_id or self.output_dir.name, args.hub_token, args.hub_private_repo
+                )
+        self.global_step = 0
+        self.best = math.inf
+        self.bad_images = 0
+        self._signal = None
+        self._previous_handlers = {}
+
+    # ------------------------------------------------------------------------------------------------------------ set-up
+    def prepare(self, model: ModelMixin, transform: ImageTransform) -> torch.nn.Module:
+        """
+        Set up the optimizer, the average of the weights and the batches, and resume if that is asked for.
+
+        Args:
+            model ([`~diffusers.ModelMixin`]): What is trained; its weights in float32.
+            transform ([`ImageTransform`]): With the data set.
+
+        Returns:
+            `torch.nn.Module`: the model to call.
+
+        Raises:
+            ValueError: the checkpoint to resume from does not exist or belongs to a run with other settings.
+        """
+        args, accelerator = self.args, self.accelerator
+        self.transform = transform
+        if args.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if args.compile:
+            model.compile()
+        self.num_parameters = model.num_parameters()
+        self.total_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+        # the length of an epoch in steps; a stream does not tell it
+        self.num_images = len(transform.dataset) if hasattr(transform.dataset, "__len__") else None
+        self.steps_per_epoch = math.ceil((self.num_images or 0) / self.total_batch_size) or None
+        if args.max_train_steps is None and self.steps_per_epoch is None:
+            raise ValueError(
+                "`--max_train_steps` is None, but has to be given for a stream, whose length is not known."
+            )
+        self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
+
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            weight_decay=args.adam_weight_decay,
+            eps=args.adam_epsilon,
+        )
+        lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer=optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=self.max_train_steps,
+        )
+        plugin = accelerator.state.deepspeed_plugin
+        if plugin is not None and plugin.deepspeed_config.get("train_micro_batch_size_per_gpu") == "auto":
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, lr_scheduler)
+        self.ema = None
+        if args.use_ema:
+            # of what the optimizer steps on: with FSDP each process averages its own part
+            self.ema = EMAModel(
+                self.model.parameters(),
+                decay=args.ema_max_decay,
+                use_ema_warmup=True,
+                inv_gamma=args.ema_inv_gamma,
+                power=args.ema_power,
+            )
+            accelerator.register_for_checkpointing(self.ema)
+        # from here on each process has its own, for dropout
+        set_seed(self.seed, device_specific=True)
+        self._position = (0, 0)
+        self._tracker_ids = {}
+        accelerator.register_for_checkpointing(_Progress(self))
+
+        self.checkpoints = Checkpoints(self.output_dir, self._settings(model), args.checkpoints_total_limit)
+        if accelerator.is_main_process:
+            self.checkpoints.remove_leftovers()
+        accelerator.wait_for_everyone()
+        checkpoint = self.checkpoints.find(args.resume_from_checkpoint)
+        if checkpoint is not None:
+            logger.info(f"Resuming from {checkpoint}")
+            accelerator.load_state(checkpoint)
+            if self.ema is not None:
+                self.ema.to(accelerator.device)
+        self._start_trackers()
+
+        images = "a stream of images" if self.num_images is None else f"{self.num_images:,} images"
+        logger.info(
+            f"Training {self.num_parameters:,} parameters on {images} for {self.max_train_steps:,} steps of"
+            f" {self.total_batch_size} images, seed {self.seed}"
+        )
+        if 2 * args.lr_warmup_steps > self.max_train_steps:
+            logger.warning(
+                f"--lr_warmup_steps is {args.lr_warmup_steps}, more than half of the {self.max_train_steps} steps: the"
+                " learning rate is low for most of the run. Give fewer."
+            )
+        return self.model
+
+    def _settings(self, model: ModelMixin) -> dict:
+        """What has to be the same when the run is resumed."""
+        settings = {key: value for key, value in vars(self.args).items() if key not in FREE_OPTIONS}
+        if self.args.seed is not None:
+            settings["seed"] = self.args.seed
+        settings |= {
+            "total_batch_size": self.total_batch_size,
+            "max_train_steps": self.max_train_steps,
+            "num_images": self.num_images,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "model": {key: value for key, value in model.config.items() if not key.startswith("_")},
+        }
+        if self.args.lr_scheduler.startswith("constant"):
+            del settings["max_train_steps"]  # such a run can be made longer
+        return settings
+
+    def _start_trackers(self) -> None:
+        if self.args.logger == "none":
+            return
+        config = {key: str(value) for key, value in vars(self.args).items() if key != "hub_token"}
+        # a run that is resumed goes on in the same curve
+        if self.args.logger == "wandb":
+            options = {"id": self._tracker_ids.get("wandb"), "resume": "allow"}
+        elif self.args.logger == "trackio":
+            options = {"name": self._tracker_ids.get("trackio"), "resume": "allow"}
+        else:
+            options = {"purge_step": self.global_step + 1 if self.global_step else None}
+        self.accelerator.init_trackers(self.name, config=config, init_kwargs={self.args.logger: options})
+        if self.accelerator.is_main_process and self.args.logger in ("wandb", "trackio"):
+            tracker = self.accelerator.get_tracker(self.args.logger, unwrap=True)
+            self._tracker_ids[self.args.logger] = tracker.id if self.args.logger == "wandb" else tracker.name
+
+    # ----------------------------------------------------------------------------------------------------------- the loop
+    def __iter__(self) -> Iterator[dict]:
+        """
+        Batches on the device until `max_train_steps`, each with `generators`, one for the noise of each example.
+
+        Between them happens what belongs to the end of a step. A SIGTERM or Ctrl-C ends the run after the step that is
+        under way: it saves a checkpoint and exits with 128 and the number of the signal. A second one, some seconds later,
+        ends it at once.
+        """
+        args, accelerator = self.args, self.accelerator
+        batches = TrainingBatches(
+            self.transform,
+            args.train_batch_size,
+            self.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+            position=self._position,
+            skip_bad_images=args.skip_bad_images,
+            shuffle_buffer_size=args.shuffle_buffer_size,
+        )
+        dataloader = torch.utils.data.DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            worker_init_fn=_let_the_run_end,
+        )
+        if threading.current_thread() is threading.main_thread():  # no other one may set handlers
+            for each in SIGNALS:
+                self._previous_handlers[each] = signal.signal(each, self._on_signal)
+        progress_bar = self._progress_bar = tqdm(
+            total=self.max_train_steps,
+            initial=self.global_step,
+            disable=not accelerator.is_local_main_process,
+            unit="step",
+            smoothing=0.05,
+        )
+        self.model.train()
+        self._begin_step()
+        try:
+            if self.global_step < self.max_train_steps:
+                for batch in dataloader:
+                    self._next_position = batch.pop("position")
+                    self._examples.extend(batch["examples"])
+                    for message in batch.pop("bad_images"):
+                        self.bad_images += 1
+                        logger.warning(f"Skipped: {message}", main_process_only=False)
+                    batch = send_to_device(batch, accelerator.device, non_blocking=True)
+                    batch["generators"] = [
+                        torch.Generator(accelerator.device).manual_seed(seed) for seed in batch.pop("seeds")
+                    ]
+                    yield batch
+                    if self.step_ended:
+                        self._end_step()
+                        if self.global_step >= self.max_train_steps:
+                            break
+        finally:
+            progress_bar.close()
+            for each, handler in self._previous_handlers.items():
+                signal.signal(each, handler)
+            self._previous_handlers = {}
+
+    def accumulate(self):
+        """The context of [`~TrainingRun.optimize`] and of what is differentiated, for several batches to a step."""
+        return self.accelerator.accumulate(self.model)
+
+    @property
+    def step_ended(self) -> bool:
+        """Whether the last call of [`~TrainingRun.optimize`] ended a step, so that `global_step` has moved."""
+        return self.accelerator.sync_gradients
+
+    def is_due(self, every: int | None) -> bool:
+        """Whether a step just ended whose number is a multiple of `every`; never for `None`."""
+        return every is not None and self.step_ended and self.global_step % every == 0
+
+    def optimize(self, loss: torch.Tensor, parts: dict[str, torch.Tensor] | None = None) -> None:
+        """
+        Differentiate a loss and, with the last batch of a step, update the weights.
+
+        Args:
+            loss (`torch.Tensor`): 0-d.
+            parts (`dict` of 0-d `torch.Tensor`, *optional*): What else to log, averaged like the loss.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite and no loss scaler is there to cope with it. The
+                weights are as they were before; the state is saved in `nonfinite-{step}`.
+        """
+        accelerator = self.accelerator
+        values = {"loss": loss.detach(), **(parts or {})}
+        accelerator.backward(loss)
+        values = torch.stack([value.float() for value in values.values()]) / self.args.gradient_accumulation_steps
+        self._sums = values if self._sums is None else self._sums + values
+        if accelerator.sync_gradients:
+            norm = accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            if norm is None:  # DeepSpeed clips by itself
+                norm = torch.zeros((), device=self._sums.device)
+            norm = getattr(norm, "full_tensor", lambda: norm)()
+            means = accelerator.reduce(torch.cat([self._sums, norm.float().reshape(1)]), "mean")
+            flag = torch.tensor([float(self._signal or 0)], device=means.device)
+            # the one time in a step that the device is waited for
+            *means, stop = torch.cat([means, accelerator.reduce(flag, "sum")]).tolist()
+            self._stop = stop > 0
+            self._logs = dict(zip(["loss", *(parts or {}), "grad_norm"], means, strict=True))
+            if not all(map(math.isfinite, means)) and accelerator.scaler is None:
+                self._stop_at_nonfinite()
+        self.optimizer.step()
+        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
+            self.lr_scheduler.step()
+            if self.ema is not None:
+                self.ema.step(self.model.parameters())
+        self.optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            self.global_step += 1
+            self._position = self._next_position
+
+    def _begin_step(self) -> None:
+        self._sums, self._examples, self._began = None, [], time.perf_counter()
+        # for a state that reproduces the step
+        self._random_state = torch.get_rng_state()
+        self._cuda_random_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def _end_step(self) -> None:
+        """After what the script did at the end of a step: log, save, stop."""
+        args, accelerator = self.args, self.accelerator
+        logs = self._logs | {
+            "lr": self.lr_scheduler.get_last_lr()[0],
+            "images_per_second": self.total_batch_size / (time.perf_counter() - self._began),
+        }
+        if accelerator.optimizer_step_was_skipped:
+            logs["skipped"] = 1.0  # by the loss scaler, which found the gradient not finite
+        if self.bad_images:
+            logs["bad_images"] = self.bad_images
+        accelerator.log(logs, step=self.global_step)
+        self._progress_bar.update(1)
+        self._progress_bar.set_postfix(
+            loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.1e}", images_per_s=f"{logs['images_per_second']:.0f}"
+        )
+        if self._stop:
+            self._stop_at_signal()
+        if self.global_step % args.checkpointing_steps == 0:
+            self.checkpoints.save(accelerator, f"{PREFIX}{self.global_step}")
+        self.model.train()
+        self._begin_step()
+
+    # ------------------------------------------------------------------------------------------------------ its early ends
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # launchers pass a signal on to processes that have it already: a second one counts when it comes later
+        if self._signal is not None and time.monotonic() - self._signal_time > SECOND_SIGNAL_SECONDS:
+            signal.signal(number, self._previous_handlers[number])
+            signal.raise_signal(number)
+        elif self._signal is None:
+            self._signal, self._signal_time = number, time.monotonic()
+            logger.warning(f"{signal.Signals(number).name}: the run stops after this step and saves its state first")
+
+    def _stop_at_signal(self) -> None:
+        name = f"{PREFIX}{self.global_step}"
+        path = self.output_dir / name
+        if path not in self.checkpoints.list():
+            path = self.checkpoints.save(self.accelerator, name)
+        self.accelerator.end_training()
+        self._progress_bar.close()
+        if path is not None:
+            logger.warning(f"Saved {path}; --resume_from_checkpoint latest goes on from there")
+        numbers = [number for number in gather_object([self._signal]) if number is not None]
+        sys.exit(128 + numbers[0])
+
+    def _stop_at_nonfinite(self) -> None:
+        """Save the state as it was before this step, and say what was seen in it."""
+        torch.set_rng_state(self._random_state)
+        if self._cuda_random_state is not None:
+            torch.cuda.set_rng_state(self._cuda_random_state)
+        examples = self._examples if self.accelerator.num_processes == 1 else gather_object(self._examples)
+        step, name = self.global_step + 1, f"nonfinite-{self.global_step + 1}"
+        path = self.checkpoints.save(self.accelerator, name)
+        saved = f" --resume_from_checkpoint {name} does this step again." if path is not None else ""
+        values = ", ".join(f"{key} {value:g}" for key, value in self._logs.items())
+        raise FloatingPointError(
+            f"Step {step} is not finite: {values}. Its images are {_listing(examples)} as (epoch, row). The weights are as"
+            f" they were before it.{saved}"
+        )
+
+    # ------------------------------------------------------------------------------------------------------------- results
+    def trained_model(self) -> ModelMixin:
+        """
+        A copy of the model with the averaged weights, or the weights themselves without an average, in float32. With
+        FSDP or DeepSpeed every process has to call this; the weights are on the main process then.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        trainable = list(self.model.parameters())
+        if self.ema is not None:
+            self.ema.store(trainable)
+            self.ema.copy_to(trainable)
+        try:
+            weights = self.accelerator.get_state_dict(self.model)
+            with torch.random.fork_rng(devices=[]):  # whatever is drawn here must not change the run
+                copy = type(model).from_config(model.config)
+            if weights:
+                copy.load_state_dict(weights)
+        finally:
+            if self.ema is not None:
+                self.ema.restore(trainable)
+        return copy.to(self.accelerator.device).eval()
+
+    def log_images(self, grid: Image.Image, name: str = "samples") -> None:
+        """Save a grid of samples in `samples/` and send it to the trackers. For the main process."""
+        folder = self.output_dir / "samples"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{self.global_step:07d}.png"
+        grid.save(path)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: np.asarray(grid)[None]}, step=self.global_step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [grid]}, step=self.global_step)
+            elif tracker.name == "trackio":
+                import trackio
+
+                tracker.log({name: trackio.Image(str(path))}, step=self.global_step)
+
+    def keep_best(self, distance: float, pipeline: DiffusionPipeline, name: str = "distance") -> None:
+        """Log a distance and, if it is the smallest so far, keep the pipeline in `best/`. For the main process."""
+        self.accelerator.log({name: distance}, step=self.global_step)
+        logger.info(f"Step {self.global_step}: {name} {distance:.4g}, best so far {min(distance, self.best):.4g}")
+        if distance < self.best:
+            self.best = distance
+            replace_contents(self.output_dir / "best", pipeline.save_pretrained)
+
+    def save_pipeline(self, pipeline: DiffusionPipeline, folder: Path, settings: dict) -> Image.Image:
+        """
+        Save a pipeline, load it again as a user would, let it draw what its model card shows, and write that card. A
+        pipeline that is in the folder already is replaced file by file. For the main process.
+
+        Returns:
+            `PIL.Image.Image`: the grid of samples.
+        """
+        args = self.args
+
+        def write(temporary):
+            pipeline.save_pretrained(temporary)
+            loaded = type(pipeline).from_pretrained(temporary).to(self.accelerator.device)
+            loaded.set_progress_bar_config(disable=True)
+            sample_grid(loaded, args.eval_batch_size, args.num_inference_steps).save(temporary / SAMPLES_NAME)
+
+        replace_contents(folder, write)
+        with Image.open(folder / SAMPLES_NAME) as image:
+            grid = image.convert("RGB")
+        named = args.dataset_name and not Path(args.dataset_name).exists()
+        write_model_card(
+            folder,
+            pipeline,
+            repo_id=self.uploader.repo_id if self.uploader is not None else str(self.output_dir),
+            license=args.license,
+            datasets=args.dataset_name if named else None,
+            training_command=self._command(),
+            settings={
+                "parameters": self.num_parameters,
+                "steps": self.global_step,
+                "batch size": self.total_batch_size,
+                "learning rate": args.learning_rate,
+                "seed": self.seed,
+                **settings,
+            },
+        )
+        return grid
+
+    def finish(self, pipeline: DiffusionPipeline, settings: dict) -> None:
+        """Save the result, upload it if that is asked for, and end the trackers. For the main process."""
+        args = self.args
+        grid = self.save_pipeline(pipeline, self.output_dir, settings)
+        self.log_images(grid)
+        logger.info(
+            f"Saved the pipeline in {self.output_dir} and {args.eval_batch_size} samples in"
+            f" {self.output_dir / SAMPLES_NAME}"
+        )
+        if self.uploader is not None:
+            logger.info(
+                f"Uploading it to {self.uploader.repo_id}; if that fails, push_to_hub uploads it from there later"
+            )
+            ignored = [*TRAINING_FILES, f"{args.logging_dir}/*"]
+            self.uploader.upload(self.output_dir, f"Trained for {self.global_step} steps", ignored)
+            self.uploader.close()
+
+    def _command(self) -> str:
+        """The command of this run, without what is secret."""
+        words = sys.argv[1:]
+        if self.args.hub_token is not None:
+            words = [word.replace(self.args.hub_token, "...") for word in words]
+        return shlex.join(["accelerate", "launch", f"examples/{self.name}.py", *words])
+
+
+class _Progress:
+    """How far a run is, for its checkpoints."""
+
+    def __init__(self, run: TrainingRun):
+        self.run = run
+
+    def state_dict(self) -> dict:
+        run = self.run
+        return {
+            "global_step": run.global_step,
+            "position": run._position,
+            "seed": run.seed,
+            "best": run.best,
+            "bad_images": run.bad_images,
+            "tracker_ids": run._tracker_ids,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        run = self.run
+        run.global_step, run._position, run.seed = state["global_step"], tuple(state["position"]), state["seed"]
+        run.best, run.bad_images, run._tracker_ids = state["best"], state["bad_images"], state["tracker_ids"]
+
+
+def _let_the_run_end(worker_index: int) -> None:
+    """Ctrl-C reaches the workers of a DataLoader too, which have to go on until the step is through."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _listing(items: list, most: int = 64) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more

@@ -182,9 +182,11 @@ class DecoupledProcess:
         """`eps = (x_t - x_0 - H_t) / sigma_t`, the forward equation solved for the noise, for t > 0."""
         return (at_least_float32(x_t) - self.image(x_0, coefficients, t)) / broadcast_time(self.sigma(t), x_t)
 
-    def extrapolation_weights(self, s: float, times: Sequence[float], variable: Extrapolation = "time") -> list[float]:
+    def extrapolation_weights(
+        self, s: float, times: Sequence[float], variable: Extrapolation = "time", t: float | None = None
+    ) -> list[float]:
         r"""
-        The weights of the last estimates of the clean image in the one that stands for a whole step to s.
+        The weights of the last estimates of the clean image in the one that stands for a whole step from t to s.
 
         Without fresh noise and with constant attenuation the reverse process is `d(x / sigma) = x_0_hat d(alpha / sigma)`
         (DPM-Solver++, arXiv 2211.01095, proposition 4.1), so a step from t to s is exact with the mean of `x_0_hat` over
@@ -199,8 +201,11 @@ class DecoupledProcess:
         Args:
             s (`float`): The time the step goes to.
             times (sequence of 1 to 3 `float`):
-                The times of the estimates, the newest, t, first. One more gives one more order.
+                The times of the estimates, the newest first. One more gives one more order.
             variable (`"time"` or `"log_snr"`, defaults to `"time"`): See above. Of `"log_snr"` two times at most.
+            t (`float`, *optional*):
+                The time the step comes from, that of the newest estimate by default. With `"time"` it may be an older one:
+                the step is then known at both of its ends, and the polynomial interpolates.
 
         Returns:
             `list[float]`: as many as there are times, of sum 1.
@@ -213,8 +218,8 @@ class DecoupledProcess:
             ).tolist()
             weight = (lambda_s - lambda_t) / (lambda_t - lambda_previous) / 2 if s > 0 else 0.0
             return [1 + weight, -weight]
-        nodes = [self.clock(t) for t in times]
-        a, b = nodes[0] ** 0.5, self.clock(s) ** 0.5
+        nodes = [self.clock(time) for time in times]
+        a, b = self.clock(times[0] if t is None else t) ** 0.5, self.clock(s) ** 0.5
         p = {n: sum(a**i * b ** (n - 1 - i) for i in range(n)) / n for n in (1, 3, 5)}
         mean, mean_square = (a * b / (1 + a * b) * (p[2 * m - 1] + p[2 * m + 1]) for m in (1, 2))
         weights = []

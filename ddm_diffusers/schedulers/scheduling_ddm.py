@@ -69,6 +69,9 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         extrapolation (`"time"` or `"log_snr"`, defaults to `"time"`):
             In which variable the estimates are continued, see [`~process.DecoupledProcess.extrapolation_weights`]:
             time, or lambda, which with `solver_order=2` and `eta=0` is DPM-Solver++(2M) (arXiv 2211.01095).
+        corrector (`bool`, defaults to `True`):
+            Whether a step also takes the last one again with the estimate at its end, as UniPC does (arXiv 2302.04867):
+            no further evaluation. Only with `solver_order` above 1 and `extrapolation="time"`.
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
         time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"ratio"`):
             `t_i = 1 - i / N`, the paper's; `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0; or
@@ -105,6 +108,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         prediction_type: Literal["decoupled", "epsilon", "sample", "v_prediction", "flow_prediction"] = "decoupled",
         solver_order: Literal[1, 2, 3] = 2,
         extrapolation: Extrapolation = "time",
+        corrector: bool = True,
         eta: float = 1.0,
         time_grid: Literal["uniform", "power", "ratio"] = "ratio",
         rho: float = 2.0,
@@ -184,6 +188,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         self._step_index = None
         self._begin_index = None
         self._estimates = []
+        self._last_step = None
 
     @classmethod
     def from_config(cls, config: dict, return_unused_kwargs: bool = False, **kwargs):
@@ -310,6 +315,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         self._step_index = None
         self._begin_index = None
         self._estimates = []
+        self._last_step = None
 
     def _grid(self, num_steps: int) -> torch.Tensor:
         i = torch.arange(num_steps, dtype=torch.float64)
@@ -426,12 +432,32 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         order of the solver, and the noise that belongs to them in `x_t`.
         """
         self._estimates = [(t, x_0, coefficients), *self._estimates][: self.config.solver_order]
-        times, images, attenuations = zip(*self._estimates, strict=True)
-        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation)
-        x_0 = _weighted_sum(weights, images)
-        if coefficients is not None:
-            coefficients = _weighted_sum(weights, attenuations)
+        if self._last_step is not None:
+            x_t = self._correct(x_t, t)
+        x_0, coefficients = self._mean_estimate(s, t)
+        if self.config.corrector and self.config.extrapolation == "time":
+            self._last_step = (t, x_0, coefficients)
         return x_0, coefficients, self.process.noise(x_t, x_0, coefficients, t)
+
+    def _mean_estimate(self, s: float, t: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The clean sample and the coefficients that stand for the step from t to s, by all estimates that are kept."""
+        times, images, attenuations = zip(*self._estimates, strict=True)
+        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation, t)
+        coefficients = None if attenuations[0] is None else _weighted_sum(weights, attenuations)
+        return _weighted_sum(weights, images), coefficients
+
+    def _correct(self, x_t: torch.Tensor, t: float) -> torch.Tensor:
+        """
+        `x_t` as the last step would have made it, had it known the estimate at its end. The step is linear in the
+        estimates, so the same noise is kept.
+        """
+        start, used_x_0, used_coefficients = self._last_step
+        x_0, coefficients = self._mean_estimate(t, start)
+        x_0 = x_0 - used_x_0
+        coefficients = None if coefficients is None else coefficients - used_coefficients
+        noise = self.process.noise(torch.zeros_like(x_0), x_0, coefficients, start)
+        change, _ = self.process.posterior(x_0, coefficients, noise, t, start, self.config.eta)
+        return x_t + change
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
         timestep, timesteps = float(timestep), self.timesteps.tolist()

@@ -60,14 +60,14 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the objective, the optimization, and what [`TrainingRun`] writes."""
     objective = parser.add_argument_group("objective")
     objective.add_argument(
-        "--weighting", default="unit_variance", choices=WEIGHTINGS, help="Weighting of the loss; none: the paper's."
+        "--weighting", default="velocity", choices=WEIGHTINGS, help="Weighting of the loss; none: the paper's."
     )
     objective.add_argument(
         "--reconstruction_weight", type=float, default=0.0, help="Weight of the clean image's error."
     )
     objective.add_argument(
         "--timestep_distribution",
-        default="uniform",
+        default="logit_normal",
         choices=TIMESTEP_DISTRIBUTIONS,
         help="How training times are drawn; uniform: the paper's.",
     )

@@ -8,7 +8,7 @@ from ..process import at_least_float32
 from ..schedulers import DDMScheduler
 
 
-WEIGHTINGS = ("none", "inverse_time", "adm", "unit_variance")
+WEIGHTINGS = ("none", "inverse_time", "adm", "unit_variance", "velocity")
 TIMESTEP_DISTRIBUTIONS = ("uniform", "logit_normal")
 
 # Keeps 1 / (1 - t) and 1 / c_out^2 finite at the ends, as in both releases of the authors.
@@ -21,7 +21,7 @@ def sample_timesteps(
     device: str | torch.device | None = None,
     generator: torch.Generator | list[torch.Generator] | None = None,
     t_min: float = 1e-4,
-    distribution: str = "uniform",
+    distribution: str = "logit_normal",
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
 ) -> torch.Tensor:
@@ -43,7 +43,8 @@ def sample_timesteps(
         generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
             On any device; a list has one generator for each timestep.
         t_min (`float`, defaults to 1e-4): The lower end of the uniform distribution, in [0, 1).
-        distribution (`str`, defaults to `"uniform"`): A name of the table.
+        distribution (`str`, defaults to `"logit_normal"`):
+            A name of the table. The default trained best of those that were measured (docs/benchmarks.md).
         logit_mean (`float`, defaults to 0.0): Above 0 favours noise, below 0 details.
         logit_std (`float`, defaults to 1.0): Above 0.
 
@@ -93,12 +94,17 @@ def loss_weights(
     | `"inverse_time"` | 1 / t | 1 / (1 - t + 1e-4) | the authors' first release |
     | `"adm"` | (t^2 - t + 1) / t | (t^2 - t + 1) / (1 - t + 1e-4) | the authors' second release |
     | `"unit_variance"` | 1 / c_out^2 | 1 / c_out^2 | uniform on the raw output of a preconditioned network |
+    | `"velocity"` | ((alpha + sigma) c_in / c_out)^2 | ((alpha + sigma) c_in / c_out)^2 | flow matching (2210.02747) |
+
+    With constant attenuation the last one is the error of the velocity `eps - x_0`, over `sigma_data^2`, on the straight
+    path, to which dividing by `alpha_t + sigma_t` brings the process. Next to `"unit_variance"` it gives up to twice the
+    weight to times with as much image as noise.
 
     Args:
         scheduler ([`DDMScheduler`]): The process.
         t (`torch.Tensor` of any shape): Times in (0, 1].
         weighting (`str`): A name of the table.
-        sigma_data (`float`, defaults to 1.0): As the model's; for `"unit_variance"`.
+        sigma_data (`float`, defaults to 1.0): As the model's; for `"unit_variance"` and `"velocity"`.
 
     Returns:
         `tuple` of `torch.Tensor`, each of the shape of `t`: for `(c, eps)`, or `(k, c, eps)` with linear attenuation.
@@ -106,9 +112,11 @@ def loss_weights(
     Raises:
         ValueError: `weighting` is not in the table.
     """
-    if weighting == "unit_variance":
-        c_out = precondition(scheduler.process, t, sigma_data).c_out
-        return tuple(1 / scale.square().clamp_min(WEIGHT_FLOOR**2) for scale in c_out)
+    if weighting in ("unit_variance", "velocity"):
+        scales, scale = precondition(scheduler.process, t, sigma_data), 1.0
+        if weighting == "velocity":
+            scale = ((scheduler.process.alpha(t) + scheduler.process.sigma(t)) * scales.c_in) ** 2
+        return tuple(scale / c_out.square().clamp_min(WEIGHT_FLOOR**2) for c_out in scales.c_out)
     if weighting == "none":
         of_attenuation, of_noise = torch.ones_like(t), torch.ones_like(t)
     elif weighting in ("inverse_time", "adm"):
@@ -126,7 +134,7 @@ def ddm_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     attenuation: torch.Tensor | None = None,
-    weighting: str = "unit_variance",
+    weighting: str = "velocity",
     sigma_data: float = 1.0,
     reconstruction_weight: float = 0.0,
     return_parts: bool = False,
@@ -145,7 +153,8 @@ def ddm_loss(
         timesteps (`torch.Tensor` of shape `(batch_size,)`): In (0, num_train_timesteps].
         attenuation (`torch.Tensor`, *optional*):
             What [`DDMScheduler.get_attenuation`] returned; needed for linear attenuation.
-        weighting (`str`, defaults to `"unit_variance"`): See [`loss_weights`].
+        weighting (`str`, defaults to `"velocity"`): See [`loss_weights`]; it trained best of those that were measured
+            (docs/benchmarks.md). The paper's is `"none"`.
         sigma_data (`float`, defaults to 1.0): As the model's; for `"unit_variance"`.
         reconstruction_weight (`float`, defaults to 0.0):
             Weight of the error of the clean image; both releases of the authors have such a term.

@@ -94,10 +94,12 @@ POWER = {"time_grid": "power", "rho": 1.0, "t_min": 1e-2}
 DDM_SAMPLERS = {
     "default": {},
     "paper": PAPER,
+    "no clipping": {"clip_sample": False},
     "eta 0": {"eta": 0.0},
     "eta 0.5": {"eta": 0.5},
     "uniform": {"time_grid": "uniform"},
     "power": POWER,
+    "no corrector": {"corrector": False},
     "order 3": {"solver_order": 3},
     "order 3, eta 0": {"solver_order": 3, "eta": 0.0},
 }
@@ -203,13 +205,13 @@ def edm_samplers():
 
 
 # DDM (arXiv 2306.13720)
-def ddm(weighting="unit_variance", draw=None, headline=False, **model_options):
+def ddm(weighting="velocity", distribution="logit_normal", headline=False, **model_options):
     process = {key: model_options[key] for key in ("attenuation", "noise_schedule") if key in model_options}
     training_scheduler = DDMScheduler(**process)
 
     def loss(model, clean, generator):
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = sample_timesteps(training_scheduler, len(clean), generator=generator, **(draw or {}))
+        timesteps = sample_timesteps(training_scheduler, len(clean), generator=generator, distribution=distribution)
         attenuation = training_scheduler.get_attenuation(clean, generator=generator)
         noisy = training_scheduler.add_noise(clean, noise, timesteps, attenuation)
         output = model(noisy, timesteps).sample
@@ -230,10 +232,6 @@ def ddm(weighting="unit_variance", draw=None, headline=False, **model_options):
     )
 
 
-def logit_normal(mean, std):
-    return {"distribution": "logit_normal", "logit_mean": mean, "logit_std": std}
-
-
 METHODS = {
     "ddpm": Method(
         "DDPM",
@@ -246,16 +244,18 @@ METHODS = {
     "flow": Method("flow matching", plain_unet, flow_loss, flow_samplers(), headline=True, always=("Euler", "UniPC")),
     "edm": Method("EDM", plain_unet, edm_loss, edm_samplers(), headline=True),
     "ddm": ddm(headline=True),
+    "ddm_uniform_times": ddm(distribution="uniform"),
     "ddm_one_head": ddm(num_heads=1),
     "ddm_two_decoders": ddm(num_decoders=2),
     "ddm_linear_noise": ddm(noise_schedule="linear"),
-    "ddm_linear_attenuation": ddm(attenuation="linear"),
-    "ddm_none": ddm(weighting="none"),
-    "ddm_inverse_time": ddm(weighting="inverse_time"),
-    "ddm_adm": ddm(weighting="adm"),
+    "ddm_linear_attenuation": ddm("unit_variance", attenuation="linear"),
+    "ddm_none": ddm("none"),
+    "ddm_inverse_time": ddm("inverse_time"),
+    "ddm_adm": ddm("adm"),
+    "ddm_unit_variance": ddm("unit_variance"),
     "ddm_sigma_data": ddm(sigma_data=SIGMA_DATA),
-    "ddm_logit_normal": ddm(draw=logit_normal(-0.5, 1.2)),
-    "ddm_raw": ddm(precondition=False, weighting="none"),
+    "ddm_raw": ddm(precondition=False),
+    "ddm_paper": ddm("none", distribution="uniform", num_decoders=2, precondition=False),
 }
 
 

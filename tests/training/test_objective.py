@@ -44,12 +44,34 @@ def c_out_written_out(attenuation, noise_schedule, t, sigma_data):
     return [(v - c**2 / variance) ** 0.5 for v, c in zip(own, covariances, strict=True)]
 
 
+def velocity_scale(attenuation, noise_schedule, t, sigma_data):
+    """(alpha + sigma)^2 over the variance of x_t."""
+    sigma, beta = t**0.5 if noise_schedule == "sqrt" else t, (t**2 - t) / 2
+    slope = 0 if attenuation == "constant" else 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi)
+    return (1 - t + sigma) ** 2 / (((1 - t) * sigma_data) ** 2 + beta**2 * slope + sigma**2)
+
+
 # the table of process.md: (weight of the attenuation, weight of the noise)
 TABLE = {
     "none": lambda t: (1.0, 1.0),
     "inverse_time": lambda t: (1 / t, 1 / (1 - t + 1e-4)),
     "adm": lambda t: ((t * t - t + 1) / t, (t * t - t + 1) / (1 - t + 1e-4)),
 }
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+def test_the_velocity_weighting_is_the_error_of_the_velocity(noise_schedule):
+    scheduler, sd = DDMScheduler(noise_schedule=noise_schedule), 0.6
+    clean, noise, timesteps, coefficients, _ = draw_batch(scheduler, [0.05, 0.4, 0.97], dtype=torch.float64)
+    t = (timesteps / 1000)[:, None, None, None]
+    alpha, sigma = 1 - t, t**0.5 if noise_schedule == "sqrt" else t
+    # estimates that agree with each other and with x_t: any error of the image is one of the noise
+    error = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    output = torch.cat([coefficients - sigma * error, noise - alpha * error], dim=1)
+    loss = ddm_loss(scheduler, output, clean, noise, timesteps, coefficients, weighting="velocity", sigma_data=sd)
+    # the error of eps - x_0 is that of both: alpha + sigma times the drawn one, and each head has it
+    velocity_error = ((alpha + sigma) * error).square().mean() / sd**2
+    torch.testing.assert_close(loss, 2 * velocity_error)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -59,8 +81,9 @@ def test_weights_are_those_of_the_table(attenuation, noise_schedule, weighting):
     times = [1e-3, 0.1, 0.5, 0.9, 0.999]
     weights = loss_weights(scheduler, torch.tensor(times, dtype=torch.float64), weighting, sigma_data=0.6)
     for i, t in enumerate(times):
-        if weighting == "unit_variance":
-            expected = [1 / c_out**2 for c_out in c_out_written_out(attenuation, noise_schedule, t, 0.6)]
+        if weighting in ("unit_variance", "velocity"):
+            scale = 1 if weighting == "unit_variance" else velocity_scale(attenuation, noise_schedule, t, 0.6)
+            expected = [scale / c_out**2 for c_out in c_out_written_out(attenuation, noise_schedule, t, 0.6)]
         else:
             of_attenuation, of_noise = TABLE[weighting](t)
             expected = [of_attenuation] * (1 if attenuation == "constant" else 2) + [of_noise]
@@ -80,8 +103,11 @@ def test_loss_written_out(attenuation, noise_schedule, weighting, reconstruction
 
     expected = 0.0
     for i, t in enumerate(times):
-        if weighting == "unit_variance":
+        if weighting in ("unit_variance", "velocity"):
             weights = [1 / c_out**2 for c_out in c_out_written_out(attenuation, noise_schedule, t, 0.6)]
+            if weighting == "velocity":
+                scale = velocity_scale(attenuation, noise_schedule, t, 0.6)
+                weights = [scale * weight for weight in weights]
         else:
             of_attenuation, of_noise = TABLE[weighting](t)
             weights = [of_attenuation] * (1 if attenuation == "constant" else 2) + [of_noise]
@@ -143,7 +169,7 @@ def test_loss_and_gradient_are_finite_up_to_the_ends(attenuation, noise_schedule
         assert loss.isfinite() and gradient.isfinite().all()
         # Not just finite: a preconditioned network's error at an end is c_out or the data's own size, about 1, and no
         # weight but inverse_time's and adm's 1 / t of the coefficients (10,000 at most) multiplies that up.
-        bound = 2 if weighting in ("none", "unit_variance") else 2 / max(t, 1e-4)
+        bound = 2 if weighting in ("none", "unit_variance", "velocity") else 2 / max(t, 1e-4)
         assert loss < 20 * bound
 
 
@@ -207,7 +233,9 @@ def kolmogorov_smirnov(levels):
 def test_times_are_uniform(num_train_timesteps, t_min):
     num_samples = 1_000_000
     scheduler = DDMScheduler(num_train_timesteps)
-    timesteps = sample_timesteps(scheduler, num_samples, generator=torch.Generator().manual_seed(0), t_min=t_min)
+    timesteps = sample_timesteps(
+        scheduler, num_samples, generator=torch.Generator().manual_seed(0), t_min=t_min, distribution="uniform"
+    )
     assert timesteps.shape == (num_samples,) and timesteps.dtype == torch.float32
     assert timesteps.min() > t_min * num_train_timesteps and timesteps.max() <= num_train_timesteps
     assert kolmogorov_smirnov((timesteps.double() / num_train_timesteps - t_min) / (1 - t_min))

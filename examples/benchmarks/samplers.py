@@ -368,7 +368,7 @@ GRIDS = {
 }
 
 
-DDM_OPTIONS = ("noise_schedule", "solver_order", "extrapolation", "eta", "time_grid", "rho", "t_min")
+DDM_OPTIONS = ("noise_schedule", "solver_order", "extrapolation", "corrector", "eta", "time_grid", "rho", "t_min")
 
 
 def ddm(name, **options):
@@ -392,6 +392,9 @@ def ddm_settings():
             for order in (3, 2):
                 options = {**GRIDS[grid], "noise_schedule": noise_schedule, "solver_order": order, "eta": 1.0}
                 settings.append(ddm(f"order {order}, {grid}, {noise_schedule} noise, eta 1", **options))
+    for order in (3, 2):
+        options = {"solver_order": order, "eta": 0.0, "corrector": False}
+        settings.append(ddm(f"order {order}, ratio, sqrt noise, no corrector", **options))
     for grid, noise_schedule in (("uniform", "sqrt"), ("uniform", "linear"), ("ratio", "sqrt")):
         options = {**GRIDS[grid], "noise_schedule": noise_schedule, "solver_order": 2, "eta": 0.0}
         settings.append(ddm(f"2M, {grid}, {noise_schedule} noise", extrapolation="log_snr", **options))

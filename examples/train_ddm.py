@@ -210,8 +210,7 @@ def main(args):
         if args.push_every_checkpoint and run.is_due(args.checkpointing_steps):
             pipeline = make_pipeline()
             if accelerator.is_main_process:
-                with run.uploader.snapshot(f"Step {run.global_step}") as folder:
-                    run.save_pipeline(pipeline, folder, settings)
+                run.upload(pipeline, settings)
 
     # The result, as a user would load it
     pipeline = make_pipeline()

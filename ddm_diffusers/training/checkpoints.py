@@ -98,8 +98,10 @@ class Checkpoints:
             `Path` or `None`: `None` if it could not be written, on a full disk say; that is logged as an error.
         """
         path, temporary = self.folder / name, self.folder / f"{name}{TEMPORARY}"
+        old = self.folder / f"{name}.old{TEMPORARY}"
         if accelerator.is_main_process:
-            _delete(path, temporary)
+            for leftover in (temporary, old):
+                shutil.rmtree(leftover, ignore_errors=True)
         accelerator.wait_for_everyone()
 
         def write():
@@ -110,19 +112,25 @@ class Checkpoints:
 
         error = _failure(accelerator, write)
         if error is not None:
+            free = shutil.disk_usage(self.folder).free / 2**20  # torch's error does not tell that the disk is full
             if accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
             kept = [each.name for each in self.list()]
             logger.error(
-                f"{name} could not be saved: {error}. "
+                f"{name} could not be saved, with {free:,.1f} MB free: {error}. "
                 + (f"The last good one is {kept[-1]}." if kept else "There is no checkpoint yet.")
             )
             return None
         if accelerator.is_main_process:
+            # one of that name from an earlier run stays until now, as the disk may have been full
+            if path.exists():
+                os.replace(path, old)
             os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
             if self.total_limit is not None:
-                for old in self.list()[: -self.total_limit]:
-                    _delete(old)
+                others = [each for each in self.list() if each != path]
+                for each in others[: max(0, len(others) + 1 - self.total_limit)]:
+                    _delete(each)
         accelerator.wait_for_everyone()
         return path
 
@@ -167,13 +175,12 @@ def _failure(accelerator: Accelerator, write: Callable[[], None]) -> str | None:
     return next((each for each in gather_object([error]) if each is not None), None)
 
 
-def _delete(path: Path, temporary: Path | None = None) -> None:
-    """Delete a folder so that it is never there in part, and what is left of one that was written in part."""
-    temporary = temporary or path.with_name(path.name + TEMPORARY)
+def _delete(folder: Path) -> None:
+    """Delete a folder so that it is never there in part."""
+    temporary = folder.with_name(folder.name + TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
-    if path.exists():
-        os.replace(path, temporary)
-        shutil.rmtree(temporary)
+    os.replace(folder, temporary)
+    shutil.rmtree(temporary)
 
 
 def _flush(folder: Path) -> None:

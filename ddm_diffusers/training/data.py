@@ -168,7 +168,7 @@ class ImageTransform:
         images = [self._crop(self._decode(value), g) for value, g in zip(values, generators, strict=True)]
         batch = {"pixel_values": list(self.to_tensor.preprocess(images))}
         if self.class_names is not None:
-            labels = [self._class_index(label) for label in rows["label"]]
+            labels = [self._class_index(*pair) for pair in zip(rows["label"], values, strict=True)]
             if self.class_dropout_prob > 0:
                 dropped = [bool(torch.rand((), generator=g) < self.class_dropout_prob) for g in generators]
                 labels = [len(self.class_names) if d else label for label, d in zip(labels, dropped, strict=True)]
@@ -186,20 +186,21 @@ class ImageTransform:
             return "L" if mode in ("1", "L", "LA", "La") or mode.startswith("I") else "RGB"
         raise error or ValueError("`dataset` is empty, but at least one image is needed.")
 
-    def _class_index(self, label) -> int:
+    def _class_index(self, label, value: dict | None) -> int:
         index = self._class_of.get(label)
         if index is None:
-            raise ValueError(f"A label is {label!r}, but has to be one of {list(self._class_of)}.")
+            raise ValueError(
+                f"The label of the image {_name(value)} is {label!r}, but has to be one of {list(self._class_of)}."
+            )
         return index
 
     def _decode(self, value: dict | None) -> PILImage.Image:
-        name = (value or {}).get("path") or "without a path"
         try:
             source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]
             with PILImage.open(source) as image:
                 return ImageOps.exif_transpose(image)
         except Exception as error:  # Pillow's plugins raise more than OSError, SyntaxError and struct.error among them
-            raise ValueError(f"The image {name} does not decode: {error}") from error
+            raise ValueError(f"The image {_name(value)} does not decode: {error}") from error
 
     def _crop(self, image: PILImage.Image, generator: torch.Generator | None) -> PILImage.Image:
         centering = (0.5, 0.5) if self.center_crop else tuple(torch.rand(2, generator=generator).tolist())
@@ -208,6 +209,11 @@ class ImageTransform:
         if self.random_flip and torch.rand((), generator=generator) < 0.5:
             image = ImageOps.mirror(image)
         return image
+
+
+def _name(value: dict | None) -> str:
+    """What to call an undecoded image in a message."""
+    return (value or {}).get("path") or "without a path"
 
 
 def _convert(image: PILImage.Image, mode: str) -> PILImage.Image:
@@ -309,7 +315,8 @@ class TrainingBatches(torch.utils.data.IterableDataset):
             if isinstance(self.dataset, IterableDataset):
                 stream = self.dataset.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer_size)
                 stream.set_epoch(epoch)
-                rows = enumerate(stream)
+                # not enumerate(stream), which gives each worker of a DataLoader another part of it
+                rows = enumerate(_first(batch) for batch in stream.iter(batch_size=1))
             else:
                 generator = torch.Generator().manual_seed(_mix(self.seed, epoch)[0])
                 rows = enumerate(torch.randperm(len(self.dataset), generator=generator).tolist())
@@ -335,11 +342,13 @@ class TrainingBatches(torch.utils.data.IterableDataset):
             try:
                 good.append((i, self.transform(row, [torch.Generator().manual_seed(seed)])))
             except ValueError as error:
+                # not every image has a path
+                message = f"{str(error).rstrip('.')}. It is {names[i]} as (epoch, row)."
                 if not self.skip_bad_images:
-                    raise
-                bad.append(str(error))
+                    raise ValueError(message) from error
+                bad.append(message)
         if not good:
-            raise ValueError(f"None of the {len(batch)} images of a batch decodes. {bad[0]}")
+            raise ValueError(f"None of the {len(batch)} images of a batch is good. {bad[0]}")
         # others stand in for what does not decode, with the noise of the place that they fill
         chosen = (good * -(-len(batch) // len(good)))[: len(batch)]
         examples = [example for _, example in chosen]
@@ -351,6 +360,10 @@ class TrainingBatches(torch.utils.data.IterableDataset):
             "examples": [names[i] for i, _ in chosen],
             "bad_images": bad,
         }
+
+
+def _first(rows: dict) -> dict:
+    return {column: values[0] for column, values in rows.items()}
 
 
 def _mix(*numbers: int) -> list[int]:

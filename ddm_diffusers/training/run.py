@@ -11,6 +11,7 @@ import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -23,13 +24,14 @@ from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, gather_object, send_to_device, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from PIL import Image
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from ..hub import SAMPLES_NAME, TRAINING_FILES, sample_grid, write_model_card
 from .checkpoints import PREFIX, Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches
+from .sharding import WeightAverage, configure_sharding, whole
 from .upload import HubUploader
 
 
@@ -61,7 +63,9 @@ FREE_OPTIONS = (
     "push_to_hub",
     "resume_from_checkpoint",
     "save_images_epochs",
+    "save_images_steps",
     "seed",  # it is taken from the checkpoint if it is not given
+    "skip_bad_images",  # what a run asks for that has met one
     "train_batch_size",
 )
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -108,6 +112,11 @@ class TrainingRun:
             # it would advance the schedule once for each process
             step_scheduler_with_optimizer=False,
         )
+        self.mixed_precision = self.accelerator.mixed_precision
+        self.sharding = configure_sharding(self.accelerator, args)
+        # a scaler skips steps that are not finite
+        deepspeed_scales = self.sharding == "DEEPSPEED" and self.mixed_precision == "fp16"
+        self.scales_loss = self.accelerator.scaler is not None or deepspeed_scales
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
         # a line for each request of an upload, with its signed address; and for each file of a checkpoint
         for library in ("httpx", "httpx2", "accelerate"):
@@ -130,6 +139,7 @@ class TrainingRun:
         self.global_step = 0
         self.best = math.inf
         self.bad_images = 0
+        self._pictured_step = 0
         self._signal = None
         self._previous_handlers = {}
 
@@ -155,7 +165,9 @@ class TrainingRun:
         if args.compile:
             model.compile()
         self.num_parameters = model.num_parameters()
-        self.total_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+        # accelerate's configuration goes before the option
+        self.accumulation_steps = accelerator.gradient_accumulation_steps
+        self.total_batch_size = args.train_batch_size * accelerator.num_processes * self.accumulation_steps
         # the length of an epoch in steps; a stream does not tell it
         self.num_images = len(transform.dataset) if hasattr(transform.dataset, "__len__") else None
         self.steps_per_epoch = math.ceil((self.num_images or 0) / self.total_batch_size) or None
@@ -178,21 +190,18 @@ class TrainingRun:
             num_warmup_steps=args.lr_warmup_steps,
             num_training_steps=self.max_train_steps,
         )
-        plugin = accelerator.state.deepspeed_plugin
-        if plugin is not None and plugin.deepspeed_config.get("train_micro_batch_size_per_gpu") == "auto":
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.train_batch_size
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, lr_scheduler)
         self.ema = None
         if args.use_ema:
             # of what the optimizer steps on: with FSDP each process averages its own part
-            self.ema = EMAModel(
+            self.ema = WeightAverage(
+                accelerator,
                 self.model.parameters(),
                 decay=args.ema_max_decay,
                 use_ema_warmup=True,
                 inv_gamma=args.ema_inv_gamma,
                 power=args.ema_power,
             )
-            accelerator.register_for_checkpointing(self.ema)
         # from here on each process has its own, for dropout
         set_seed(self.seed, device_specific=True)
         self._position = (0, 0)
@@ -207,8 +216,6 @@ class TrainingRun:
         if checkpoint is not None:
             logger.info(f"Resuming from {checkpoint}")
             accelerator.load_state(checkpoint)
-            if self.ema is not None:
-                self.ema.to(accelerator.device)
         self._start_trackers()
 
         images = "a stream of images" if self.num_images is None else f"{self.num_images:,} images"
@@ -232,7 +239,8 @@ class TrainingRun:
             "total_batch_size": self.total_batch_size,
             "max_train_steps": self.max_train_steps,
             "num_images": self.num_images,
-            "mixed_precision": self.accelerator.mixed_precision,
+            "mixed_precision": self.mixed_precision,
+            "sharding": self.sharding,
             "model": {key: value for key, value in model.config.items() if not key.startswith("_")},
         }
         if self.args.lr_scheduler.startswith("constant"):
@@ -240,6 +248,7 @@ class TrainingRun:
         return settings
 
     def _start_trackers(self) -> None:
+        self._tracker_failed = False
         if self.args.logger == "none":
             return
         config = {key: str(value) for key, value in vars(self.args).items() if key != "hub_token"}
@@ -249,11 +258,31 @@ class TrainingRun:
         elif self.args.logger == "trackio":
             options = {"name": self._tracker_ids.get("trackio"), "resume": "allow"}
         else:
-            options = {"purge_step": self.global_step + 1 if self.global_step else None}
+            resumed = self.args.resume_from_checkpoint is not None or self.global_step > 0
+            options = {"purge_step": self.global_step + 1 if resumed else None}
         self.accelerator.init_trackers(self.name, config=config, init_kwargs={self.args.logger: options})
         if self.accelerator.is_main_process and self.args.logger in ("wandb", "trackio"):
             tracker = self.accelerator.get_tracker(self.args.logger, unwrap=True)
             self._tracker_ids[self.args.logger] = tracker.id if self.args.logger == "wandb" else tracker.name
+
+    @contextmanager
+    def _tolerating_failures(self, of: str) -> Iterator[None]:
+        """For what only shows how the run goes, which must not end it, on a full disk say."""
+        try:
+            yield
+        except Exception as error:
+            logger.error(f"Step {self.global_step}: {of} failed, the run goes on. {type(error).__name__}: {error}")
+
+    @contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """For what uses the trackers. One that fails is left alone until a checkpoint could be saved again."""
+        with self._tolerating_failures("the tracker"):
+            try:
+                yield
+            except Exception:
+                self._tracker_failed = True
+                self.accelerator.trackers = []
+                raise
 
     # ----------------------------------------------------------------------------------------------------------- the loop
     def __iter__(self) -> Iterator[dict]:
@@ -280,6 +309,7 @@ class TrainingRun:
             batch_size=None,
             num_workers=args.dataloader_num_workers,
             pin_memory=accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws from the one of the dropout, once more for each resumption
             worker_init_fn=_let_the_run_end,
         )
         if threading.current_thread() is threading.main_thread():  # no other one may set handlers
@@ -297,10 +327,11 @@ class TrainingRun:
         try:
             if self.global_step < self.max_train_steps:
                 for batch in dataloader:
-                    self._next_position = batch.pop("position")
-                    self._examples.extend(batch["examples"])
+                    # a DataLoader makes lists of tuples
+                    self._next_position = tuple(batch.pop("position"))
+                    self._examples.extend(map(tuple, batch.pop("examples")))
                     for message in batch.pop("bad_images"):
-                        self.bad_images += 1
+                        self._new_bad_images += 1
                         logger.warning(f"Skipped: {message}", main_process_only=False)
                     batch = send_to_device(batch, accelerator.device, non_blocking=True)
                     batch["generators"] = [
@@ -345,20 +376,21 @@ class TrainingRun:
         accelerator = self.accelerator
         values = {"loss": loss.detach(), **(parts or {})}
         accelerator.backward(loss)
-        values = torch.stack([value.float() for value in values.values()]) / self.args.gradient_accumulation_steps
+        values = torch.stack([value.float() for value in values.values()]) / self.accumulation_steps
         self._sums = values if self._sums is None else self._sums + values
         if accelerator.sync_gradients:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-            if norm is None:  # DeepSpeed clips by itself
-                norm = torch.zeros((), device=self._sums.device)
-            norm = getattr(norm, "full_tensor", lambda: norm)()
-            means = accelerator.reduce(torch.cat([self._sums, norm.float().reshape(1)]), "mean")
-            flag = torch.tensor([float(self._signal or 0)], device=means.device)
+            if isinstance(norm, DTensor):
+                norm = norm.full_tensor()
+            norm = torch.as_tensor(norm, dtype=torch.float32, device=self._sums.device)  # a float from DeepSpeed
+            means = accelerator.reduce(torch.cat([self._sums, norm.reshape(1)]), "mean")
+            sums = torch.tensor([float(self._signal or 0), self._new_bad_images], device=means.device)
             # the one time in a step that the device is waited for
-            *means, stop = torch.cat([means, accelerator.reduce(flag, "sum")]).tolist()
+            *means, stop, bad_images = torch.cat([means, accelerator.reduce(sums, "sum")]).tolist()
             self._stop = stop > 0
+            self.bad_images += int(bad_images)
             self._logs = dict(zip(["loss", *(parts or {}), "grad_norm"], means, strict=True))
-            if not all(map(math.isfinite, means)) and accelerator.scaler is None:
+            if not all(map(math.isfinite, means)) and not self.scales_loss:
                 self._stop_at_nonfinite()
         self.optimizer.step()
         if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
@@ -371,7 +403,7 @@ class TrainingRun:
             self._position = self._next_position
 
     def _begin_step(self) -> None:
-        self._sums, self._examples, self._began = None, [], time.perf_counter()
+        self._sums, self._examples, self._new_bad_images, self._began = None, [], 0, time.perf_counter()
         # for a state that reproduces the step
         self._random_state = torch.get_rng_state()
         self._cuda_random_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
@@ -387,7 +419,8 @@ class TrainingRun:
             logs["skipped"] = 1.0  # by the loss scaler, which found the gradient not finite
         if self.bad_images:
             logs["bad_images"] = self.bad_images
-        accelerator.log(logs, step=self.global_step)
+        with self._tracking():
+            accelerator.log(logs, step=self.global_step)
         self._progress_bar.update(1)
         self._progress_bar.set_postfix(
             loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.1e}", images_per_s=f"{logs['images_per_second']:.0f}"
@@ -395,7 +428,10 @@ class TrainingRun:
         if self._stop:
             self._stop_at_signal()
         if self.global_step % args.checkpointing_steps == 0:
-            self.checkpoints.save(accelerator, f"{PREFIX}{self.global_step}")
+            saved = self.checkpoints.save(accelerator, f"{PREFIX}{self.global_step}")
+            if saved is not None and self._tracker_failed:
+                with self._tracking():
+                    self._start_trackers()
         self.model.train()
         self._begin_step()
 
@@ -414,12 +450,13 @@ class TrainingRun:
         path = self.output_dir / name
         if path not in self.checkpoints.list():
             path = self.checkpoints.save(self.accelerator, name)
-        self.accelerator.end_training()
+        signals = [self._signal] if self.accelerator.num_processes == 1 else gather_object([self._signal])
         self._progress_bar.close()
         if path is not None:
             logger.warning(f"Saved {path}; --resume_from_checkpoint latest goes on from there")
-        numbers = [number for number in gather_object([self._signal]) if number is not None]
-        sys.exit(128 + numbers[0])
+        with self._tracking():
+            self.accelerator.end_training()
+        sys.exit(128 + next(number for number in signals if number is not None))
 
     def _stop_at_nonfinite(self) -> None:
         """Save the state as it was before this step, and say what was seen in it."""
@@ -439,48 +476,45 @@ class TrainingRun:
     # ------------------------------------------------------------------------------------------------------------- results
     def trained_model(self) -> ModelMixin:
         """
-        A copy of the model with the averaged weights, or the weights themselves without an average, in float32. With
-        FSDP or DeepSpeed every process has to call this; the weights are on the main process then.
+        A copy of the model with the averaged weights, or the weights themselves without an average, in float32. Every
+        process has to call this.
         """
         model = self.accelerator.unwrap_model(self.model)
-        trainable = list(self.model.parameters())
-        if self.ema is not None:
-            self.ema.store(trainable)
-            self.ema.copy_to(trainable)
-        try:
-            weights = self.accelerator.get_state_dict(self.model)
-            with torch.random.fork_rng(devices=[]):  # whatever is drawn here must not change the run
-                copy = type(model).from_config(model.config)
-            if weights:
-                copy.load_state_dict(weights)
-        finally:
-            if self.ema is not None:
-                self.ema.restore(trainable)
+        with torch.random.fork_rng(devices=[]):  # whatever is drawn here must not change the run
+            copy = type(model).from_config(model.config)
+        weights = self.model.parameters() if self.ema is None else self.ema.shadow_params
+        for parameter, weight in zip(copy.parameters(), whole(weights), strict=True):
+            parameter.data.copy_(weight)
         return copy.to(self.accelerator.device).eval()
 
     def log_images(self, grid: Image.Image, name: str = "samples") -> None:
         """Save a grid of samples in `samples/` and send it to the trackers. For the main process."""
+        self._pictured_step = self.global_step
         folder = self.output_dir / "samples"
         folder.mkdir(exist_ok=True)
         path = folder / f"step-{self.global_step:07d}.png"
-        grid.save(path)
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: np.asarray(grid)[None]}, step=self.global_step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({name: [grid]}, step=self.global_step)
-            elif tracker.name == "trackio":
-                import trackio
+        with self._tolerating_failures("saving samples"):
+            grid.save(path)
+        with self._tracking():
+            for tracker in self.accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.log_images({name: np.asarray(grid)[None]}, step=self.global_step, dataformats="NHWC")
+                elif tracker.name == "wandb":
+                    tracker.log_images({name: [grid]}, step=self.global_step)
+                elif tracker.name == "trackio":
+                    import trackio
 
-                tracker.log({name: trackio.Image(str(path))}, step=self.global_step)
+                    tracker.log({name: trackio.Image(str(path))}, step=self.global_step)
 
     def keep_best(self, distance: float, pipeline: DiffusionPipeline, name: str = "distance") -> None:
         """Log a distance and, if it is the smallest so far, keep the pipeline in `best/`. For the main process."""
-        self.accelerator.log({name: distance}, step=self.global_step)
+        with self._tracking():
+            self.accelerator.log({name: distance}, step=self.global_step)
         logger.info(f"Step {self.global_step}: {name} {distance:.4g}, best so far {min(distance, self.best):.4g}")
         if distance < self.best:
-            self.best = distance
-            replace_contents(self.output_dir / "best", pipeline.save_pretrained)
+            with self._tolerating_failures("keeping the best"):
+                replace_contents(self.output_dir / "best", pipeline.save_pretrained)
+                self.best = distance
 
     def save_pipeline(self, pipeline: DiffusionPipeline, folder: Path, settings: dict) -> Image.Image:
         """
@@ -520,11 +554,17 @@ class TrainingRun:
         )
         return grid
 
+    def upload(self, pipeline: DiffusionPipeline, settings: dict) -> None:
+        """Upload a pipeline in the background, with its model card, while training goes on. For the main process."""
+        with self._tolerating_failures("the upload"), self.uploader.snapshot(f"Step {self.global_step}") as folder:
+            self.save_pipeline(pipeline, folder, settings)
+
     def finish(self, pipeline: DiffusionPipeline, settings: dict) -> None:
         """Save the result, upload it if that is asked for, and end the trackers. For the main process."""
         args = self.args
         grid = self.save_pipeline(pipeline, self.output_dir, settings)
-        self.log_images(grid)
+        if self._pictured_step < self.global_step:
+            self.log_images(grid)
         logger.info(
             f"Saved the pipeline in {self.output_dir} and {args.eval_batch_size} samples in"
             f" {self.output_dir / SAMPLES_NAME}"
@@ -559,19 +599,24 @@ class _Progress:
             "seed": run.seed,
             "best": run.best,
             "bad_images": run.bad_images,
+            "pictured_step": run._pictured_step,
             "tracker_ids": run._tracker_ids,
         }
 
     def load_state_dict(self, state: dict) -> None:
         run = self.run
         run.global_step, run._position, run.seed = state["global_step"], tuple(state["position"]), state["seed"]
-        run.best, run.bad_images, run._tracker_ids = state["best"], state["bad_images"], state["tracker_ids"]
+        run.best, run.bad_images, run._pictured_step = state["best"], state["bad_images"], state["pictured_step"]
+        run._tracker_ids = state["tracker_ids"]
 
 
 def _let_the_run_end(worker_index: int) -> None:
-    """Ctrl-C reaches the workers of a DataLoader too, which have to go on until the step is through."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """
+    A signal may reach the workers of a DataLoader too, from a terminal, Slurm or systemd. They have to go on until the step
+    is through, and end with the process that they work for.
+    """
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _listing(items: list, most: int = 64) -> str:

@@ -1,0 +1,159 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Runs of the example scripts in processes of their own, to be watched, signalled and killed.
+
+    run = start("train_ddm.py", "--max_train_steps", 10, cwd=folder)
+    run.until(lambda: (folder / "ddm-model" / "checkpoint-5").exists())
+    run.kill()
+
+A run of a tiny model takes less time than its imports do. So these processes are forked from one that has imported
+everything and done nothing else, and from there on run the script as `python examples/train_ddm.py` does.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+# `FORKED.Process(target=..., args=...)` is a process of this kind for a function instead of a script.
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(
+    [
+        "ddm_diffusers.training",
+        "ddm_diffusers.pipelines",
+        "sklearn.datasets",
+        "torch.utils.tensorboard",
+        "torch.distributed.tensor",
+        "torchmetrics.image.fid",
+    ]
+)
+
+
+def until(condition: Callable[[], bool], running: Callable[[], bool], timeout: float = 120.0) -> bool:
+    """Watch a process until a condition holds, and tell whether it did before the process ended."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if not running():
+            return condition()
+        assert time.monotonic() < end, "the condition did not come to hold"
+        time.sleep(0.0005)
+    return True
+
+
+def _run_script(script: str, arguments: list[str], cwd: str, environment: dict[str, str], output: str) -> None:
+    os.setsid()  # a process group, as a terminal and a cluster signal it
+    os.chdir(cwd)
+    os.environ.update(environment)
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    # the loaders of the data are started as the platform does it, not like this process
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    torch.set_num_threads(1)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+class Run:
+    """A process that runs a script; see `start`."""
+
+    def __init__(self, output: Path):
+        self.output_path = output
+
+    @property
+    def output(self) -> str:
+        """What it has written to stdout and stderr."""
+        return self.output_path.read_text() if self.output_path.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        return self.exit_code() is None
+
+    def exit_code(self, timeout: float = 0.0) -> int | None:
+        raise NotImplementedError
+
+    def until(self, condition: Callable[[], bool], timeout: float = 120.0) -> bool:
+        """Watch until a condition holds, and tell whether it did before the process ended."""
+        return until(condition, lambda: self.running, timeout)
+
+    def wait(self, timeout: float = 120.0) -> int:
+        """The exit code, negative for a signal."""
+        exit_code = self.exit_code(timeout)
+        assert exit_code is not None, self.output[-4000:]
+        return exit_code
+
+    def send(self, number: int, group: bool = False) -> None:
+        """Signal the process, or with it all that it has started."""
+        (os.killpg if group else os.kill)(self.process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to the process and all that it has started."""
+        try:
+            self.send(signal.SIGKILL, group=True)
+        except ProcessLookupError:  # it has ended, or has no group yet
+            self.process.kill()
+        self.wait()
+
+
+class ForkedRun(Run):
+    def __init__(self, script: str, arguments: list[str], cwd: Path, environment: dict[str, str], output: Path):
+        super().__init__(output)
+        self.process = FORKED.Process(target=_run_script, args=(script, arguments, str(cwd), environment, str(output)))
+        self.process.start()
+
+    def exit_code(self, timeout: float = 0.0) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
+
+
+class CommandRun(Run):
+    """With an interpreter of its own, for what is read from the environment when a module is imported."""
+
+    def __init__(self, command: list[str], cwd: Path, environment: dict[str, str], output: Path):
+        super().__init__(output)
+        with open(output, "w") as file:
+            self.process = subprocess.Popen(
+                command, cwd=cwd, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def exit_code(self, timeout: float = 0.0) -> int | None:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def start(script: str, *arguments, cwd: Path, output: str = "output.txt", **environment: str) -> Run:
+    """Start a script; further keywords are variables of its environment."""
+    return ForkedRun(script, list(map(str, arguments)), cwd, environment, cwd / output)
+
+
+def start_command(*command, cwd: Path, environment: dict[str, str] | None = None) -> Run:
+    """`python` with this command line, in an interpreter of its own."""
+    environment = {**(os.environ if environment is None else environment), "OMP_NUM_THREADS": "1"}
+    return CommandRun([sys.executable, *map(str, command)], cwd, environment, cwd / "output.txt")
+
+
+def start_distributed(script: str, *arguments, cwd: Path, num_processes: int = 2, **environment: str) -> list[Run]:
+    """Start a script in processes that know of each other as those of `torchrun` do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
+    shared |= {"LOCAL_WORLD_SIZE": str(num_processes), "ACCELERATE_USE_CPU": "true", **environment}
+    return [
+        start(script, *arguments, cwd=cwd, output=f"output-{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(num_processes)
+    ]

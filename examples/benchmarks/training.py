@@ -265,7 +265,9 @@ def train(method, seed, images, args, path):
     if path.is_file():
         return
     torch.manual_seed(seed)
-    model = method.build()
+    model = method.build().to(memory_format=torch.channels_last)
+    if args.compile:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=200, num_training_steps=args.train_steps)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
@@ -303,7 +305,7 @@ def train(method, seed, images, args, path):
             os.replace(state_path.with_suffix(".tmp"), state_path)
     progress.close()
     ema.copy_to(model.parameters())
-    save_file(model.state_dict(), path)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
     write_json(
         path.with_suffix(".training.json"),
         {
@@ -544,6 +546,7 @@ def parse_args():
     parser.add_argument("--train_steps", type=int, default=3000)
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--compile", action="store_true", help="torch.compile: a third less time, after a minute.")
     parser.add_argument("--num_samples", type=int, default=10000)
     parser.add_argument("--num_screening_samples", type=int, default=1000)
     parser.add_argument("--nfes", type=int, nargs="+", default=NFES)

@@ -22,6 +22,37 @@ AT_LEAST_ONE = (
     "evaluation_steps",
     "shuffle_buffer_size",
 )
+# Options that change nothing about the weights that come out. All others have to be the same when a run is resumed.
+FREE_OPTIONS = (
+    "cache_dir",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "compile",
+    "dataloader_num_workers",
+    "eval_batch_size",
+    "evaluation_samples",
+    "evaluation_steps",
+    "feature_extractor",
+    "gradient_accumulation_steps",  # the product with the next ones is compared
+    "gradient_checkpointing",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_token",
+    "license",
+    "logger",
+    "logging_dir",
+    "num_epochs",
+    "num_inference_steps",
+    "output_dir",
+    "push_every_checkpoint",
+    "push_to_hub",
+    "resume_from_checkpoint",
+    "save_images_epochs",
+    "save_images_steps",
+    "seed",  # it is taken from the checkpoint if it is not given
+    "skip_bad_images",  # what a run asks for that has met one
+    "train_batch_size",
+)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -151,3 +182,9 @@ def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error(f"--evaluation_samples is {args.evaluation_samples}, but has to be 4 or more.")
     if not args.push_to_hub and (args.push_every_checkpoint or args.hub_model_id):
         parser.error("--push_every_checkpoint and --hub_model_id need --push_to_hub.")
+
+
+def settings_that_matter(args: argparse.Namespace) -> dict:
+    """The options that a run has to share with the one that it continues: all but `FREE_OPTIONS`."""
+    settings = {key: value for key, value in vars(args).items() if key not in FREE_OPTIONS}
+    return settings if args.seed is None else settings | {"seed": args.seed}

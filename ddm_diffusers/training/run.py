@@ -4,20 +4,14 @@
 import logging
 import math
 import random
-import shlex
-import signal
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import datasets
 import diffusers
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -28,48 +22,18 @@ from PIL import Image
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from ..hub import SAMPLES_NAME, TRAINING_FILES, sample_grid, write_model_card
+from ..hub import SAMPLES_NAME, TRAINING_FILES
+from .arguments import settings_that_matter
 from .checkpoints import PREFIX, Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches
+from .results import save_trained_pipeline
 from .sharding import WeightAverage, configure_sharding, whole
+from .signals import StopSignal, ignore_signals
+from .tracking import Tracking, tolerating_failures
 from .upload import HubUploader
 
 
 logger = get_logger(__name__, log_level="INFO")
-
-# Options that change nothing about the weights that come out. All others have to be the same when a run is resumed.
-FREE_OPTIONS = (
-    "cache_dir",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "compile",
-    "dataloader_num_workers",
-    "eval_batch_size",
-    "evaluation_samples",
-    "evaluation_steps",
-    "feature_extractor",
-    "gradient_accumulation_steps",  # the product with the next ones is compared
-    "gradient_checkpointing",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_token",
-    "license",
-    "logger",
-    "logging_dir",
-    "num_epochs",
-    "num_inference_steps",
-    "output_dir",
-    "push_every_checkpoint",
-    "push_to_hub",
-    "resume_from_checkpoint",
-    "save_images_epochs",
-    "save_images_steps",
-    "seed",  # it is taken from the checkpoint if it is not given
-    "skip_bad_images",  # what a run asks for that has met one
-    "train_batch_size",
-)
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SECOND_SIGNAL_SECONDS = 5
 
 
 class TrainingRun:
@@ -140,8 +104,8 @@ class TrainingRun:
         self.best = math.inf
         self.bad_images = 0
         self._pictured_step = 0
-        self._signal = None
-        self._previous_handlers = {}
+        self.tracking = Tracking(self.accelerator, name, args)
+        self._stop_signal = StopSignal()
 
     # ------------------------------------------------------------------------------------------------------------ set-up
     def prepare(self, model: ModelMixin, transform: ImageTransform) -> torch.nn.Module:
@@ -205,8 +169,7 @@ class TrainingRun:
         # from here on each process has its own, for dropout
         set_seed(self.seed, device_specific=True)
         self._position = (0, 0)
-        self._tracker_ids = {}
-        accelerator.register_for_checkpointing(_Progress(self))
+        accelerator.register_for_checkpointing(self)
 
         self.checkpoints = Checkpoints(self.output_dir, self._settings(model), args.checkpoints_total_limit)
         if accelerator.is_main_process:
@@ -216,7 +179,12 @@ class TrainingRun:
         if checkpoint is not None:
             logger.info(f"Resuming from {checkpoint}")
             accelerator.load_state(checkpoint)
-        self._start_trackers()
+        elif self.checkpoints.list():
+            logger.warning(
+                f"{self.output_dir} has checkpoints of another run, up to {self.checkpoints.list()[-1].name}, which"
+                " --resume_from_checkpoint latest would go on from."
+            )
+        self.tracking.start(self.global_step)
 
         images = "a stream of images" if self.num_images is None else f"{self.num_images:,} images"
         logger.info(
@@ -232,10 +200,7 @@ class TrainingRun:
 
     def _settings(self, model: ModelMixin) -> dict:
         """What has to be the same when the run is resumed."""
-        settings = {key: value for key, value in vars(self.args).items() if key not in FREE_OPTIONS}
-        if self.args.seed is not None:
-            settings["seed"] = self.args.seed
-        settings |= {
+        settings = settings_that_matter(self.args) | {
             "total_batch_size": self.total_batch_size,
             "max_train_steps": self.max_train_steps,
             "num_images": self.num_images,
@@ -247,42 +212,22 @@ class TrainingRun:
             del settings["max_train_steps"]  # such a run can be made longer
         return settings
 
-    def _start_trackers(self) -> None:
-        self._tracker_failed = False
-        if self.args.logger == "none":
-            return
-        config = {key: str(value) for key, value in vars(self.args).items() if key != "hub_token"}
-        # a run that is resumed goes on in the same curve
-        if self.args.logger == "wandb":
-            options = {"id": self._tracker_ids.get("wandb"), "resume": "allow"}
-        elif self.args.logger == "trackio":
-            options = {"name": self._tracker_ids.get("trackio"), "resume": "allow"}
-        else:
-            resumed = self.args.resume_from_checkpoint is not None or self.global_step > 0
-            options = {"purge_step": self.global_step + 1 if resumed else None}
-        self.accelerator.init_trackers(self.name, config=config, init_kwargs={self.args.logger: options})
-        if self.accelerator.is_main_process and self.args.logger in ("wandb", "trackio"):
-            tracker = self.accelerator.get_tracker(self.args.logger, unwrap=True)
-            self._tracker_ids[self.args.logger] = tracker.id if self.args.logger == "wandb" else tracker.name
+    def state_dict(self) -> dict:
+        """How far the run is, for its checkpoints."""
+        return {
+            "global_step": self.global_step,
+            "position": self._position,
+            "seed": self.seed,
+            "best": self.best,
+            "bad_images": self.bad_images,
+            "pictured_step": self._pictured_step,
+            "tracker_ids": self.tracking.ids,
+        }
 
-    @contextmanager
-    def _tolerating_failures(self, of: str) -> Iterator[None]:
-        """For what only shows how the run goes, which must not end it, on a full disk say."""
-        try:
-            yield
-        except Exception as error:
-            logger.error(f"Step {self.global_step}: {of} failed, the run goes on. {type(error).__name__}: {error}")
-
-    @contextmanager
-    def _tracking(self) -> Iterator[None]:
-        """For what uses the trackers. One that fails is left alone until a checkpoint could be saved again."""
-        with self._tolerating_failures("the tracker"):
-            try:
-                yield
-            except Exception:
-                self._tracker_failed = True
-                self.accelerator.trackers = []
-                raise
+    def load_state_dict(self, state: dict) -> None:
+        self.global_step, self._position, self.seed = state["global_step"], tuple(state["position"]), state["seed"]
+        self.best, self.bad_images, self._pictured_step = state["best"], state["bad_images"], state["pictured_step"]
+        self.tracking.ids = state["tracker_ids"]
 
     # ----------------------------------------------------------------------------------------------------------- the loop
     def __iter__(self) -> Iterator[dict]:
@@ -310,12 +255,9 @@ class TrainingRun:
             num_workers=args.dataloader_num_workers,
             pin_memory=accelerator.device.type == "cuda",
             generator=torch.Generator(),  # else it draws from the one of the dropout, once more for each resumption
-            worker_init_fn=_let_the_run_end,
+            worker_init_fn=ignore_signals,
         )
-        if threading.current_thread() is threading.main_thread():  # no other one may set handlers
-            for each in SIGNALS:
-                self._previous_handlers[each] = signal.signal(each, self._on_signal)
-        progress_bar = self._progress_bar = tqdm(
+        progress_bar = tqdm(
             total=self.max_train_steps,
             initial=self.global_step,
             disable=not accelerator.is_local_main_process,
@@ -324,29 +266,25 @@ class TrainingRun:
         )
         self.model.train()
         self._begin_step()
-        try:
-            if self.global_step < self.max_train_steps:
-                for batch in dataloader:
-                    # a DataLoader makes lists of tuples
-                    self._next_position = tuple(batch.pop("position"))
-                    self._examples.extend(map(tuple, batch.pop("examples")))
-                    for message in batch.pop("bad_images"):
-                        self._new_bad_images += 1
-                        logger.warning(f"Skipped: {message}", main_process_only=False)
-                    batch = send_to_device(batch, accelerator.device, non_blocking=True)
-                    batch["generators"] = [
-                        torch.Generator(accelerator.device).manual_seed(seed) for seed in batch.pop("seeds")
-                    ]
-                    yield batch
-                    if self.step_ended:
-                        self._end_step()
-                        if self.global_step >= self.max_train_steps:
-                            break
-        finally:
-            progress_bar.close()
-            for each, handler in self._previous_handlers.items():
-                signal.signal(each, handler)
-            self._previous_handlers = {}
+        with self._stop_signal, progress_bar as self._progress_bar:
+            if self.global_step >= self.max_train_steps:
+                return
+            for batch in dataloader:
+                # a DataLoader makes lists of tuples
+                self._next_position = tuple(batch.pop("position"))
+                self._examples.extend(map(tuple, batch.pop("examples")))
+                for message in batch.pop("bad_images"):
+                    self._new_bad_images += 1
+                    logger.warning(f"Skipped: {message}", main_process_only=False)
+                batch = send_to_device(batch, accelerator.device, non_blocking=True)
+                batch["generators"] = [
+                    torch.Generator(accelerator.device).manual_seed(seed) for seed in batch.pop("seeds")
+                ]
+                yield batch
+                if self.step_ended:
+                    self._end_step()
+                    if self.global_step >= self.max_train_steps:
+                        break
 
     def accumulate(self):
         """The context of [`~TrainingRun.optimize`] and of what is differentiated, for several batches to a step."""
@@ -384,7 +322,7 @@ class TrainingRun:
                 norm = norm.full_tensor()
             norm = torch.as_tensor(norm, dtype=torch.float32, device=self._sums.device)  # a float from DeepSpeed
             means = accelerator.reduce(torch.cat([self._sums, norm.reshape(1)]), "mean")
-            sums = torch.tensor([float(self._signal or 0), self._new_bad_images], device=means.device)
+            sums = torch.tensor([float(self._stop_signal.number or 0), self._new_bad_images], device=means.device)
             # the one time in a step that the device is waited for
             *means, stop, bad_images = torch.cat([means, accelerator.reduce(sums, "sum")]).tolist()
             self._stop = stop > 0
@@ -419,8 +357,7 @@ class TrainingRun:
             logs["skipped"] = 1.0  # by the loss scaler, which found the gradient not finite
         if self.bad_images:
             logs["bad_images"] = self.bad_images
-        with self._tracking():
-            accelerator.log(logs, step=self.global_step)
+        self.tracking.log(logs, self.global_step)
         self._progress_bar.update(1)
         self._progress_bar.set_postfix(
             loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.1e}", images_per_s=f"{logs['images_per_second']:.0f}"
@@ -428,34 +365,20 @@ class TrainingRun:
         if self._stop:
             self._stop_at_signal()
         if self.global_step % args.checkpointing_steps == 0:
-            saved = self.checkpoints.save(accelerator, f"{PREFIX}{self.global_step}")
-            if saved is not None and self._tracker_failed:
-                with self._tracking():
-                    self._start_trackers()
+            if self.checkpoints.save(accelerator, f"{PREFIX}{self.global_step}") is not None:
+                self.tracking.restart(self.global_step)  # there is room on the disk again
         self.model.train()
         self._begin_step()
 
     # ------------------------------------------------------------------------------------------------------ its early ends
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # launchers pass a signal on to processes that have it already: a second one counts when it comes later
-        if self._signal is not None and time.monotonic() - self._signal_time > SECOND_SIGNAL_SECONDS:
-            signal.signal(number, self._previous_handlers[number])
-            signal.raise_signal(number)
-        elif self._signal is None:
-            self._signal, self._signal_time = number, time.monotonic()
-            logger.warning(f"{signal.Signals(number).name}: the run stops after this step and saves its state first")
-
     def _stop_at_signal(self) -> None:
-        name = f"{PREFIX}{self.global_step}"
-        path = self.output_dir / name
-        if path not in self.checkpoints.list():
-            path = self.checkpoints.save(self.accelerator, name)
-        signals = [self._signal] if self.accelerator.num_processes == 1 else gather_object([self._signal])
+        path = self.checkpoints.save(self.accelerator, f"{PREFIX}{self.global_step}")
+        number = self._stop_signal.number
+        signals = [number] if self.accelerator.num_processes == 1 else gather_object([number])
         self._progress_bar.close()
         if path is not None:
             logger.warning(f"Saved {path}; --resume_from_checkpoint latest goes on from there")
-        with self._tracking():
-            self.accelerator.end_training()
+        self.tracking.end(self.global_step)
         sys.exit(128 + next(number for number in signals if number is not None))
 
     def _stop_at_nonfinite(self) -> None:
@@ -490,29 +413,18 @@ class TrainingRun:
     def log_images(self, grid: Image.Image, name: str = "samples") -> None:
         """Save a grid of samples in `samples/` and send it to the trackers. For the main process."""
         self._pictured_step = self.global_step
-        folder = self.output_dir / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step-{self.global_step:07d}.png"
-        with self._tolerating_failures("saving samples"):
+        path = self.output_dir / "samples" / f"step-{self.global_step:07d}.png"
+        with tolerating_failures("saving samples", self.global_step):
+            path.parent.mkdir(exist_ok=True)
             grid.save(path)
-        with self._tracking():
-            for tracker in self.accelerator.trackers:
-                if tracker.name == "tensorboard":
-                    tracker.log_images({name: np.asarray(grid)[None]}, step=self.global_step, dataformats="NHWC")
-                elif tracker.name == "wandb":
-                    tracker.log_images({name: [grid]}, step=self.global_step)
-                elif tracker.name == "trackio":
-                    import trackio
-
-                    tracker.log({name: trackio.Image(str(path))}, step=self.global_step)
+        self.tracking.log_image(name, grid, path, self.global_step)
 
     def keep_best(self, distance: float, pipeline: DiffusionPipeline, name: str = "distance") -> None:
         """Log a distance and, if it is the smallest so far, keep the pipeline in `best/`. For the main process."""
-        with self._tracking():
-            self.accelerator.log({name: distance}, step=self.global_step)
+        self.tracking.log({name: distance}, self.global_step)
         logger.info(f"Step {self.global_step}: {name} {distance:.4g}, best so far {min(distance, self.best):.4g}")
         if distance < self.best:
-            with self._tolerating_failures("keeping the best"):
+            with tolerating_failures("keeping the best", self.global_step):
                 replace_contents(self.output_dir / "best", pipeline.save_pretrained)
                 self.best = distance
 
@@ -524,39 +436,26 @@ class TrainingRun:
         Returns:
             `PIL.Image.Image`: the grid of samples.
         """
-        args = self.args
-
-        def write(temporary):
-            pipeline.save_pretrained(temporary)
-            loaded = type(pipeline).from_pretrained(temporary).to(self.accelerator.device)
-            loaded.set_progress_bar_config(disable=True)
-            sample_grid(loaded, args.eval_batch_size, args.num_inference_steps).save(temporary / SAMPLES_NAME)
-
-        replace_contents(folder, write)
-        with Image.open(folder / SAMPLES_NAME) as image:
-            grid = image.convert("RGB")
-        named = args.dataset_name and not Path(args.dataset_name).exists()
-        write_model_card(
-            folder,
+        return save_trained_pipeline(
             pipeline,
+            folder,
+            self.args,
+            script=self.name,
             repo_id=self.uploader.repo_id if self.uploader is not None else str(self.output_dir),
-            license=args.license,
-            datasets=args.dataset_name if named else None,
-            training_command=self._command(),
             settings={
                 "parameters": self.num_parameters,
                 "steps": self.global_step,
                 "batch size": self.total_batch_size,
-                "learning rate": args.learning_rate,
+                "learning rate": self.args.learning_rate,
                 "seed": self.seed,
                 **settings,
             },
         )
-        return grid
 
     def upload(self, pipeline: DiffusionPipeline, settings: dict) -> None:
         """Upload a pipeline in the background, with its model card, while training goes on. For the main process."""
-        with self._tolerating_failures("the upload"), self.uploader.snapshot(f"Step {self.global_step}") as folder:
+        step = self.global_step
+        with tolerating_failures("the upload", step), self.uploader.snapshot(f"Step {step}") as folder:
             self.save_pipeline(pipeline, folder, settings)
 
     def finish(self, pipeline: DiffusionPipeline, settings: dict) -> None:
@@ -576,47 +475,6 @@ class TrainingRun:
             ignored = [*TRAINING_FILES, f"{args.logging_dir}/*"]
             self.uploader.upload(self.output_dir, f"Trained for {self.global_step} steps", ignored)
             self.uploader.close()
-
-    def _command(self) -> str:
-        """The command of this run, without what is secret."""
-        words = sys.argv[1:]
-        if self.args.hub_token is not None:
-            words = [word.replace(self.args.hub_token, "...") for word in words]
-        return shlex.join(["accelerate", "launch", f"examples/{self.name}.py", *words])
-
-
-class _Progress:
-    """How far a run is, for its checkpoints."""
-
-    def __init__(self, run: TrainingRun):
-        self.run = run
-
-    def state_dict(self) -> dict:
-        run = self.run
-        return {
-            "global_step": run.global_step,
-            "position": run._position,
-            "seed": run.seed,
-            "best": run.best,
-            "bad_images": run.bad_images,
-            "pictured_step": run._pictured_step,
-            "tracker_ids": run._tracker_ids,
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        run = self.run
-        run.global_step, run._position, run.seed = state["global_step"], tuple(state["position"]), state["seed"]
-        run.best, run.bad_images, run._pictured_step = state["best"], state["bad_images"], state["pictured_step"]
-        run._tracker_ids = state["tracker_ids"]
-
-
-def _let_the_run_end(worker_index: int) -> None:
-    """
-    A signal may reach the workers of a DataLoader too, from a terminal, Slurm or systemd. They have to go on until the step
-    is through, and end with the process that they work for.
-    """
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
 
 
 def _listing(items: list, most: int = 64) -> str:

@@ -10,6 +10,7 @@ A run of a tiny model takes less time than its imports do. So these processes ar
 everything and done nothing else, and from there on run the script as `python examples/train_ddm.py` does.
 """
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -25,6 +26,7 @@ import torch
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+TIMEOUT = 600.0  # in seconds; a busy machine may take a minute for the imports alone
 
 # `FORKED.Process(target=..., args=...)` is a process of this kind for a function instead of a script.
 FORKED = multiprocessing.get_context("forkserver")
@@ -40,7 +42,7 @@ FORKED.set_forkserver_preload(
 )
 
 
-def until(condition: Callable[[], bool], running: Callable[[], bool], timeout: float = 120.0) -> bool:
+def until(condition: Callable[[], bool], running: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
     """Watch a process until a condition holds, and tell whether it did before the process ended."""
     end = time.monotonic() + timeout
     while not condition():
@@ -84,11 +86,11 @@ class Run:
     def exit_code(self, timeout: float = 0.0) -> int | None:
         raise NotImplementedError
 
-    def until(self, condition: Callable[[], bool], timeout: float = 120.0) -> bool:
+    def until(self, condition: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
         """Watch until a condition holds, and tell whether it did before the process ended."""
         return until(condition, lambda: self.running, timeout)
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float = TIMEOUT) -> int:
         """The exit code, negative for a signal."""
         exit_code = self.exit_code(timeout)
         assert exit_code is not None, self.output[-4000:]
@@ -146,11 +148,18 @@ def start_command(*command, cwd: Path, environment: dict[str, str] | None = None
     return CommandRun([sys.executable, *map(str, command)], cwd, environment, cwd / "output.txt")
 
 
+def _free_port() -> int:
+    """None of those that the system hands out, so that it is still free when the first process listens."""
+    for port in range(10_000 + os.getpid() % 20_000, 32_000):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
 def start_distributed(script: str, *arguments, cwd: Path, num_processes: int = 2, **environment: str) -> list[Run]:
     """Start a script in processes that know of each other as those of `torchrun` do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
     shared |= {"LOCAL_WORLD_SIZE": str(num_processes), "ACCELERATE_USE_CPU": "true", **environment}
     return [

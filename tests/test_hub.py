@@ -23,6 +23,9 @@ from ddm_diffusers import DDMPipeline, DDMScheduler
 from ddm_diffusers.hub import is_generated_card, write_model_card
 
 
+# Each client is a process that imports everything anew, which takes seconds.
+slow = pytest.mark.slow
+
 TOKEN = "hf_test"
 REPO = "user/tiny"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -59,7 +62,7 @@ class Client:
             env=client_environment(self.server, self.folder / "cache", token=self.token, **environment),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
 
     def images(self, code, repo=REPO, **environment):
@@ -143,11 +146,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS][:3] + [pytest.param(way, marks=slow) for way in [*WAYS][3:]])
 def test_each_way_to_load(way, client, pushed):
     assert np.array_equal(client.images(WAYS[way]), pushed)
 
 
+@slow
 def test_variants_and_dtypes(client, pushed):
     images = client.images(
         """
@@ -178,6 +182,7 @@ def test_a_second_load_comes_from_the_cache(client, pushed, server):
         server.start()
 
 
+@slow
 def test_a_stock_pipeline_with_our_parts(server, tmp_path, client):
     author = Client(server, tmp_path, token=TOKEN)
     expected = author.images(
@@ -217,6 +222,7 @@ def test_without_trust_no_code_of_a_repository_runs(client, pushed):
     assert "trust_remote_code=True" in message
 
 
+@slow
 def test_a_release_of_diffusers_that_moved_the_place(client):
     message = client.error(
         """
@@ -227,9 +233,6 @@ def test_a_release_of_diffusers_that_moved_the_place(client):
         """
     )
     assert "ImportError: ddm_diffusers cannot register" in message and "LOADABLE_CLASSES" in message
-
-
-slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
@@ -255,6 +258,7 @@ def test_a_push_that_fails_and_then_succeeds(fault, server, saved, tmp_path, cli
     assert client.run(LOAD, repo=repo).returncode == 0
 
 
+@slow
 def test_a_push_without_a_token_that_may_write(server, saved, tmp_path):
     author = Client(server, tmp_path, token="hf_wrong")
     push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"
@@ -267,8 +271,10 @@ def test_a_push_without_a_token_that_may_write(server, saved, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "way"),
     [
-        ("truncate", "its own class"),
-        *(("corrupt", way) for way in ("its own class", "DiffusionPipeline", "components")),
+        ("corrupt", "its own class"),
+        pytest.param("corrupt", "DiffusionPipeline", marks=slow),
+        pytest.param("corrupt", "components", marks=slow),
+        pytest.param("truncate", "its own class", marks=slow),
     ],
 )
 def test_damaged_weights(kind, way, server, client, pushed):
@@ -292,7 +298,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("what", [*HOSTILE][2:] + [pytest.param(what, marks=slow) for what in [*HOSTILE][:2]])
 def test_hostile_components_are_refused(what, server, client, pushed):
     component, message = HOSTILE[what]
     index = {"_class_name": ["evil", "Evil"], "_diffusers_version": "0.42.1", "unet": component}
@@ -316,7 +322,7 @@ def test_our_own_class_runs_no_module_of_a_repository(server, client, pushed):
     assert not (client.folder / "touched").exists()
 
 
-@pytest.mark.parametrize("way", ["its own class", "components"])
+@pytest.mark.parametrize("way", ["its own class", pytest.param("components", marks=slow)])
 def test_pickles_are_refused(way, server, client, pushed):
     files = {name: data for name, data in server.files(REPO).items() if not name.endswith(".safetensors")}
     server.commit("user/pickle", {**files, "unet/diffusion_pytorch_model.bin": b"\x80\x04N."})
@@ -410,6 +416,7 @@ def test_an_edited_model_card_is_never_overwritten(saved, tmp_path, server, monk
     assert card.read_text() == mine
 
 
+@slow
 def test_an_edited_model_card_on_the_hub_is_never_overwritten(server, saved, tmp_path):
     author = Client(server, tmp_path, token=TOKEN)
     push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"

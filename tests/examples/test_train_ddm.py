@@ -14,6 +14,7 @@ import pytest
 import torch
 from hub_server import HubServer, client_environment
 from PIL import Image
+from processes import start
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -48,10 +49,11 @@ def script():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A class-conditional run of 300 steps with a checkpoint after 200."""
+    """A class-conditional run of 200 steps with a checkpoint after 150."""
     cwd = tmp_path_factory.mktemp("run")
-    arguments = [*SMALL, "--output_dir", "out", "--max_train_steps", "300", "--class_conditional"]
-    result = train(*arguments, "--checkpointing_steps", "200", "--save_images_epochs", "5", cwd=cwd)
+    arguments = [*SMALL, "--output_dir", "out", "--max_train_steps", "200", "--train_batch_size", "32"]
+    arguments += ["--lr_warmup_steps", "20", "--class_conditional"]
+    result = train(*arguments, "--checkpointing_steps", "150", "--save_images_steps", "100", cwd=cwd)
     return cwd / "out", arguments, result
 
 
@@ -88,10 +90,10 @@ def samples(pipeline, count, seed):
 def test_loss_falls_and_is_logged(run):
     folder, _, result = run
     loss = scalars(folder, "loss")
-    assert len(loss) == 300
+    assert len(loss) == 200
     assert_falls(loss[:50], loss[-50:])
     assert (scalars(folder, "images_per_second") > 0).all()
-    assert "loss=" in result.stderr and "images_per_s=" in result.stderr and "300/300" in result.stderr
+    assert "loss=" in result.stderr and "images_per_s=" in result.stderr and "200/200" in result.stderr
 
 
 def test_trained_images_are_nearer_to_the_data(run):
@@ -108,7 +110,7 @@ def test_trained_images_are_nearer_to_the_data(run):
 
 def test_folder_holds_a_pipeline_and_its_pictures(run):
     folder, _, _ = run
-    assert {"model_index.json", "unet", "scheduler", "samples.png", "checkpoint-200"} <= {
+    assert {"model_index.json", "unet", "scheduler", "samples.png", "checkpoint-150"} <= {
         path.name for path in folder.iterdir()
     }
     assert {path.name for path in (folder / "unet").iterdir()} == {
@@ -128,15 +130,17 @@ def test_resuming_continues_from_the_checkpoint(run):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     uninterrupted = weights.read_bytes()
     # a longer run would have another learning rate from its start
-    longer = launch(*arguments, "--max_train_steps", "320", "--resume_from_checkpoint", "latest", cwd=folder.parent)
-    assert longer.returncode != 0 and "max_train_steps: 300 there, 320 now" in longer.stderr
+    arguments += ["--resume_from_checkpoint", "latest"]
+    longer = start(SCRIPT.name, *arguments, "--max_train_steps", "220", cwd=folder.parent)
+    assert longer.wait() == 1 and "max_train_steps: 200 there, 220 now" in longer.output
     assert weights.read_bytes() == uninterrupted
     weights.unlink()
-    result = train(*arguments, "--resume_from_checkpoint", "latest", cwd=folder.parent)
-    assert "Resuming from out/checkpoint-200" in result.stderr
-    resumed = scalars(folder, "loss", run=1)
-    assert len(resumed) == 100
-    assert (resumed == scalars(folder, "loss")[200:]).all()
+    resumed = start(SCRIPT.name, *arguments, cwd=folder.parent)
+    assert resumed.wait() == 0, resumed.output[-4000:]
+    assert "Resuming from out/checkpoint-150" in resumed.output
+    losses = scalars(folder, "loss", run=1)
+    assert len(losses) == 50
+    assert (losses == scalars(folder, "loss")[150:]).all()
     assert weights.read_bytes() == uninterrupted
 
 

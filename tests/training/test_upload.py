@@ -38,7 +38,7 @@ def run(server, folder, code, token=TOKEN):
         env=client_environment(server, folder / "cache", token=token),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -149,8 +149,12 @@ def start_command(*command, cwd: Path, environment: dict[str, str] | None = None
 
 
 def _free_port() -> int:
-    """None of those that the system hands out, so that it is still free when the first process listens."""
-    for port in range(10_000 + os.getpid() % 20_000, 32_000):
+    """
+    None of those that the system hands out, nor of those that tests in other processes take, so that it is still free when
+    the first process listens.
+    """
+    first = 10_000 + 50 * (os.getpid() % 400)
+    for port in range(first, first + 50):
         with socket.socket() as free, contextlib.suppress(OSError):
             free.bind(("127.0.0.1", port))
             return port

@@ -305,6 +305,17 @@ def test_sigterm_saves_first(options, whole, tmp_path, processes):
     assert curve(tmp_path / "out", "loss") == curve(whole, "loss")
 
 
+def test_a_run_that_begins_anew_says_so_and_saves_its_own(options, tmp_path, processes):
+    for step in range(1, STEPS + 1):
+        (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
+    run = start(SCRIPT, *options, *NEVER, cwd=tmp_path)
+    processes.append(run)
+    assert stop_by(signal.SIGTERM, run) == 143
+    assert f"out has checkpoints of another run, up to checkpoint-{STEPS}" in run.output
+    step = int(re.search(r"Saved out/checkpoint-(\d+)", run.output)[1])
+    assert (tmp_path / "out" / f"checkpoint-{step}" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_to_the_whole_group_saves_first(number, options, tmp_path, processes):
     """As Ctrl-C, Slurm and systemd do it: the processes that load the data get it as well. With streamed data."""

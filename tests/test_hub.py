@@ -235,14 +235,9 @@ def test_a_release_of_diffusers_that_moved_the_place(client):
     assert "ImportError: ddm_diffusers cannot register" in message and "LOADABLE_CLASSES" in message
 
 
+@slow
 @pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "status", "status": 500},
-        pytest.param({"kind": "reset"}, marks=slow),
-        pytest.param({"kind": "lost"}, marks=slow),
-    ],
-    ids=lambda fault: fault["kind"],
+    "fault", [{"kind": "status", "status": 500}, {"kind": "reset"}, {"kind": "lost"}], ids=lambda fault: fault["kind"]
 )
 def test_a_push_that_fails_and_then_succeeds(fault, server, saved, tmp_path, client):
     repo = f"user/push-{fault['kind']}"

@@ -339,6 +339,7 @@ class TrainingRun:
         if accelerator.sync_gradients:
             self.global_step += 1
             self._position = self._next_position
+            self._seconds = time.perf_counter() - self._began  # without what is drawn and evaluated after the step
 
     def _begin_step(self) -> None:
         self._sums, self._examples, self._new_bad_images, self._began = None, [], 0, time.perf_counter()
@@ -351,7 +352,7 @@ class TrainingRun:
         args, accelerator = self.args, self.accelerator
         logs = self._logs | {
             "lr": self.lr_scheduler.get_last_lr()[0],
-            "images_per_second": self.total_batch_size / (time.perf_counter() - self._began),
+            "images_per_second": self.total_batch_size / self._seconds,
         }
         if accelerator.optimizer_step_was_skipped:
             logs["skipped"] = 1.0  # by the loss scaler, which found the gradient not finite

@@ -169,6 +169,7 @@ def test_variants_and_dtypes(client, pushed):
     assert "variant=missing" in client.error(LOAD.replace("(repo)", "(repo, variant='missing')"))
 
 
+@slow
 def test_a_second_load_comes_from_the_cache(client, pushed, server):
     client.images(LOAD)
     before = len(server.requests)

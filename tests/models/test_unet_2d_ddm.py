@@ -474,6 +474,7 @@ def test_one_head_has_the_arithmetic_of_a_plain_unet(tiny_unet, plain_unet):
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_one_head_has_the_step_time_of_a_plain_unet(tiny_unet, plain_unet):
     models = [tiny_unet(**COSTED, **ONE_HEAD).train(), plain_unet(**COSTED).train()]
     inputs = draw(16, 3, 32, 32), torch.linspace(10, 1000, 16), draw(16, 3, 32, 32, seed=2)

@@ -29,7 +29,8 @@ SMALL = ["--block_out_channels", "16", "32", "--logging_dir", "logs"]
 
 def launch(*arguments, cwd, env=None):
     """Run the script as its docstring says."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(SCRIPT)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
+    command += ["--num_cpu_threads_per_process=1", str(SCRIPT)]  # as those that processes.py starts, bit by bit
     return subprocess.run([*command, *map(str, arguments)], cwd=cwd, env=env, capture_output=True, text=True)
 
 

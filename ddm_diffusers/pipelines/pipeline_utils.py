@@ -1,0 +1,213 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What the pipelines share: their components, the checks of what they are given, and the steps."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..hub import HubPipelineMixin
+from ..schedulers import DDMScheduler
+
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
+    """
+    The base of the pipelines of this package.
+
+    Args:
+        unet ([`DDMUNet2DModel`] or [`~diffusers.UNet2DModel`]): The model.
+        scheduler ([`DDMScheduler`]): The process that the model was trained on.
+        vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers, *optional*): Of the model's latent space.
+    """
+
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]
+    _callback_tensor_inputs = ["latents"]
+
+    # diffusers reads the types of the components from here; not all of its releases understand unions
+    def __init__(self, unet: UNet2DModel, scheduler: DDMScheduler, vae: ModelMixin = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.image_processor = VaeImageProcessor()
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @property
+    def guidance_scale(self) -> float:
+        """The `guidance_scale` of the running call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the running call is guided."""
+        return self._guidance_scale != 1.0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of timesteps of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback has set `pipe._interrupt = True`, which skips the remaining steps."""
+        return self._interrupt
+
+    @property
+    def size_multiple(self) -> int:
+        """What height and width of the model's input are multiples of."""
+        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    # ------------------------------------------------------------------------------------------------------------- checks
+    def check_output_type(self, output_type: str, callback_tensor_inputs: Sequence[str]) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}, but has to be one of {OUTPUT_TYPES}.")
+        unknown = [name for name in callback_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` is {callback_tensor_inputs}, but its entries have to be among"
+                f" {self._callback_tensor_inputs}."
+            )
+
+    def check_generator(self, generator, batch_size: int, whose: str = "the {} images of `batch_size`") -> None:
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` is a list of length {len(generator)}, but has to have one generator for each of"
+                f" {whose.format(batch_size)}."
+            )
+        generators = generator if isinstance(generator, list) else [generator]
+        if not all(isinstance(each, torch.Generator | None) for each in generators):
+            raise ValueError(
+                f"`generator` is {generator!r}, but has to be a torch.Generator, a list of them, or None."
+            )
+
+    def check_latents(self, latents: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` has the shape {tuple(latents.shape)}, but has to be of shape {shape}.")
+
+    def check_guidance_scale(self, guidance_scale: float) -> None:
+        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` is {guidance_scale!r}, but has to be a finite number.")
+
+    def check_scheduler(self) -> None:
+        for name in ("attenuation", "noise_schedule"):
+            ours, theirs = self.unet.config.get(name), self.scheduler.config.get(name)
+            if ours is not None and ours != theirs:
+                raise ValueError(
+                    f"`scheduler` is a {type(self.scheduler).__name__} with {name}={theirs!r}, but the model has"
+                    f" {name}={ours!r} and needs a DDMScheduler of the same."
+                )
+
+    def check_class_guidance(self, class_labels, guidance_scale: float) -> None:
+        """That labels and guidance suit the model's classes, if it has any."""
+        if self.unet.config.num_class_embeds is None:
+            if class_labels is not None:
+                raise ValueError(
+                    f"`class_labels` is {class_labels}, but the model has no classes and accepts only None."
+                )
+            if guidance_scale != 1.0:
+                raise ValueError(
+                    f"`guidance_scale` is {guidance_scale}, but a model without classes accepts only 1.0."
+                )
+        elif guidance_scale != 1.0 and getattr(self.unet, "no_class_label", None) is None:
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale}, but a {type(self.unet).__name__} accepts only 1.0: guidance"
+                " needs the embedding of no class that a DDMUNet2DModel has."
+            )
+
+    # -------------------------------------------------------------------------------------------------------- preparation
+    def prepare_class_labels(
+        self, class_labels: int | list[int] | torch.Tensor | None, batch_size: int, device: torch.device
+    ) -> torch.Tensor | None:
+        """Bring the labels to shape `(batch_size,)` on `device`, checked before they leave the CPU."""
+        if class_labels is None:
+            return None
+        try:
+            labels = torch.as_tensor(class_labels)
+            whole = not labels.is_floating_point() and labels.dtype != torch.bool
+        except (TypeError, ValueError, RuntimeError):
+            whole = False
+        if whole and labels.ndim == 0:
+            labels = labels.expand(batch_size)
+        if not whole or labels.shape != (batch_size,):
+            raise ValueError(
+                f"`class_labels` is {class_labels}, but has to be a whole number, or one for each of the {batch_size}"
+                " images of `batch_size`."
+            )
+        num_classes = self.unet.config.num_class_embeds
+        if labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"`class_labels` is {class_labels}, but labels have to be in [0, {num_classes - 1}].")
+        return labels.to(device=device, dtype=torch.long)
+
+    def prepare_class_kwargs(self, class_labels: torch.Tensor | None) -> dict:
+        """What the model is told about the classes, of both halves of a guided batch."""
+        if class_labels is None:
+            return {}
+        if self.do_classifier_free_guidance:
+            class_labels = torch.cat([torch.full_like(class_labels, self.unet.no_class_label), class_labels])
+        return {"class_labels": class_labels}
+
+    def prepare_latents(
+        self,
+        shape: tuple[int, int, int, int],
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """Draw the noise that sampling starts from, or take the `latents` that were passed."""
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
+        return latents.to(device=device, dtype=self.unet.dtype) * self.scheduler.init_noise_sigma
+
+    def prepare_steps(self, num_inference_steps: int, device: torch.device) -> None:
+        """Set the timesteps; without a look-up of the first one, the loop never waits for the device."""
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_begin_index(0)
+        self._num_timesteps = len(self.scheduler.timesteps)
+
+    # ----------------------------------------------------------------------------------------------------------- denoising
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, progress_bar, **model_kwargs) -> torch.Tensor:
+        """
+        One evaluation of the model, which the progress bar counts. With guidance its batch is twice that of the latents,
+        and so are the `model_kwargs`: first without the condition, then with it.
+        """
+        guided = self.do_classifier_free_guidance
+        model_input = self.scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+        model_output = self.unet(model_input, t, **model_kwargs, return_dict=False)[0]
+        if guided:
+            without, with_condition = model_output.chunk(2)
+            model_output = without + self.guidance_scale * (with_condition - without)
+        progress_bar.update()
+        return model_output
+
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback: Callable | None,
+        callback_tensor_inputs: Sequence[str],
+    ) -> torch.Tensor:
+        """The final sample: all steps of the scheduler, with `predict(latents, t)` for the model."""
+        for i, t in enumerate(self.scheduler.timesteps):
+            if self.interrupt:
+                continue
+            model_output = predict(latents, t)
+            latents = self.scheduler.step(model_output, t, latents, generator=generator, return_dict=False)[0]
+            latents = self.call_back(callback, callback_tensor_inputs, i, t, latents)
+        return latents
+
+    def call_back(
+        self, callback: Callable | None, names: Sequence[str], i: int, t: torch.Tensor, latents: torch.Tensor
+    ) -> torch.Tensor:
+        """The latents after a step, or what its callback replaces them with."""
+        if callback is None:
+            return latents
+        available = {"latents": latents}
+        return (callback(self, i, t, {name: available[name] for name in names}) or {}).get("latents", latents)

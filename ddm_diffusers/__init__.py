@@ -4,7 +4,12 @@
 from .adapter import DDMUNet2DAdapter
 from .hub import register_with_diffusers
 from .models import DDMUNet2DModel, DDMUNet2DOutput
-from .pipelines import DDMPipeline
+from .pipelines import (
+    DDMImageToImagePipeline,
+    DDMImageToImagePipelineOutput,
+    DDMInpaintPipeline,
+    DDMPipeline,
+)
 from .process import DecoupledProcess
 from .schedulers import DDMScheduler, DDMSchedulerOutput
 
@@ -12,6 +17,9 @@ from .schedulers import DDMScheduler, DDMSchedulerOutput
 __version__ = "0.1.0"
 
 __all__ = [
+    "DDMImageToImagePipeline",
+    "DDMImageToImagePipelineOutput",
+    "DDMInpaintPipeline",
     "DDMPipeline",
     "DDMScheduler",
     "DDMSchedulerOutput",

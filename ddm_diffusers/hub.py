@@ -169,6 +169,8 @@ class HubPipelineMixin(HubMixin):
 
     _loader_module = PIPELINE_MODULE
     pipeline_tag = "unconditional-image-generation"
+    # the images that a call needs, without which there is nothing to draw for a model card
+    image_arguments = ()
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
@@ -245,7 +247,7 @@ class HubPipelineMixin(HubMixin):
         subfolder: str | None = None,
     ) -> str:
         """
-        Upload the pipeline, with a model card and a grid of samples, to the Hub.
+        Upload the pipeline, with a model card and, if it needs no images, a grid of samples, to the Hub.
 
         A repository that has a model card keeps it. Otherwise the card and the samples of the folder that the pipeline
         was loaded from go along, or new ones.
@@ -274,7 +276,7 @@ class HubPipelineMixin(HubMixin):
             super().save_pretrained(folder, variant=variant)
             if subfolder is None:
                 source = Path(self.config.get("_name_or_path") or folder)
-                if not (source / SAMPLES_NAME).is_file():
+                if not (source / SAMPLES_NAME).is_file() and not self.image_arguments:
                     sample_grid(self).save(Path(folder, SAMPLES_NAME))
                 self._bring_card(Path(folder), repo_id)
             return upload_pipeline(
@@ -409,6 +411,10 @@ def write_model_card(
     name, class_name = repo_id.split("/")[-1], type(pipeline).__name__
     num_classes = pipeline.unet.config.num_class_embeds
     labels = "" if num_classes is None else f", class_labels=[i % {num_classes} for i in range(16)]"
+    arguments, imports = f"batch_size=16, num_inference_steps=10{labels}", ""
+    if pipeline.image_arguments:
+        opened = ", ".join(f'Image.open("{name}.png")' for name in pipeline.image_arguments)
+        arguments, imports = f"{opened}, num_inference_steps=10", "from PIL import Image\n\n"
     parts = [
         f"# {name}",
         "A decoupled diffusion model ([arXiv 2306.13720](https://arxiv.org/abs/2306.13720)) for"
@@ -419,9 +425,9 @@ def write_model_card(
     parts += [
         "## Use",
         "After `pip install ddm-diffusers`:",
-        f"```python\nfrom {LIBRARY_NAME} import {class_name}\n\n"
+        f"```python\n{imports}from {LIBRARY_NAME} import {class_name}\n\n"
         f'pipe = {class_name}.from_pretrained("{repo_id}")\n'
-        f"images = pipe(batch_size=16, num_inference_steps=10{labels}).images\n```",
+        f"images = pipe({arguments}).images\n```",
         "`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it too, with the package installed.",
     ]
     if training_command is not None:

@@ -254,6 +254,25 @@ class DecoupledProcess:
         kept = variance_s * ((1 - eta**2) + eta**2 * ratio)
         return kept**0.5, eta * (variance_s * (1 - ratio)) ** 0.5
 
+    def transition(
+        self, x_s: torch.Tensor, coefficients: torch.Tensor, s: float | torch.Tensor, t: float | torch.Tensor
+    ) -> tuple[torch.Tensor, float | torch.Tensor]:
+        """
+        Mean and standard deviation of the forward step from s to t, `q(x_t | x_s, H) = N(x_s + H_t - H_s, (sigma_t^2 -
+        sigma_s^2) I)`: attenuation goes on, and so does the Wiener process.
+
+        Args:
+            x_s (`torch.Tensor` of shape `(batch_size, channels, ...)`): The noisy images at s.
+            coefficients (`torch.Tensor` of shape `(batch_size, num_coefficients * channels, ...)`):
+                Attenuation coefficients.
+            s, t (`float` or `torch.Tensor`): Times with 0 <= s < t <= 1.
+
+        Returns:
+            The mean, of the shape of `x_s`, and the standard deviation, which broadcasts against it.
+        """
+        mean = at_least_float32(x_s) + self.attenuate(coefficients, t) - self.attenuate(coefficients, s)
+        return mean, broadcast_time((self.sigma(t) ** 2 - self.sigma(s) ** 2) ** 0.5, x_s)
+
     def posterior(
         self,
         x_0: torch.Tensor,

@@ -1,1 +1,3 @@
 from .pipeline_ddm import DDMPipeline
+from .pipeline_ddm_image_to_image import DDMImageToImagePipeline, DDMImageToImagePipelineOutput
+from .pipeline_ddm_inpaint import DDMInpaintPipeline

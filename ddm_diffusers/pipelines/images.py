@@ -94,14 +94,14 @@ class Tile:
         self.crop(images).add_(part * weights.to(part.device))
 
 
-def make_tiles(height: int, width: int, size: int | None, overlap: int, multiple: int) -> list[Tile]:
+def make_tiles(height: int, width: int, size: int | None, overlap: int | None, multiple: int) -> list[Tile]:
     """
     Overlapping tiles that cover an image, cross-faded linearly where they overlap.
 
     Args:
         height, width (`int`): Of the image, multiples of `multiple`.
         size (`int`, *optional*): Height and width of a tile, a multiple of `multiple`; one tile covers all, if `None`.
-        overlap (`int`): By how much neighbours overlap at least, at most `size - multiple`.
+        overlap (`int`, *optional*): By how much neighbours overlap at least, at most `size - multiple`.
         multiple (`int`): Tiles begin at multiples of it.
     """
     return [
@@ -111,7 +111,7 @@ def make_tiles(height: int, width: int, size: int | None, overlap: int, multiple
     ]
 
 
-def _intervals(length: int, size: int | None, overlap: int, multiple: int) -> list[tuple[slice, torch.Tensor]]:
+def _intervals(length: int, size: int | None, overlap: int | None, multiple: int) -> list[tuple[slice, torch.Tensor]]:
     if size is None or size >= length:
         return [(slice(0, length), torch.ones(length))]
     stride = (size - overlap) // multiple * multiple

@@ -65,6 +65,12 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
         return 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     # ------------------------------------------------------------------------------------------------------------- checks
+    def refuse_vae(self) -> None:
+        if self.vae is not None:
+            raise ValueError(
+                f"`vae` is a {type(self.vae).__name__}, but a {type(self).__name__} works on pixels and accepts only None."
+            )
+
     def check_output_type(self, output_type: str, callback_tensor_inputs: Sequence[str]) -> None:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}, but has to be one of {OUTPUT_TYPES}.")

@@ -349,8 +349,6 @@ def sample_grid(pipeline: DiffusionPipeline, num_images: int = 16, num_inference
     """
     A square grid of samples, always from the same seeds; a class-conditional model goes through its classes.
 
-    Small images are enlarged, so that their pixels can be seen, and framed, so that they can be told apart.
-
     Args:
         pipeline ([`DDMPipeline`]): The pipeline.
         num_images (`int`, defaults to 16): How many.
@@ -363,12 +361,23 @@ def sample_grid(pipeline: DiffusionPipeline, num_images: int = 16, num_inference
         class_labels=None if num_classes is None else [i % num_classes for i in range(num_images)],
         generator=torch.Generator().manual_seed(0),
     ).images
+    return framed_grid(images, math.ceil(math.sqrt(num_images)))
+
+
+def framed_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """
+    A grid of images of one size, row by row. Small ones are enlarged, so that their pixels can be seen, and framed, so
+    that they can be told apart.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): The images, of any mode.
+        columns (`int`): How many stand side by side.
+    """
     zoom = max(1, 48 // max(images[0].size))
     images = [ImageOps.scale(image.convert("RGB"), zoom, Image.Resampling.NEAREST) for image in images]
     images = [ImageOps.expand(image, border=2, fill="gray") for image in images]
-    columns = math.ceil(math.sqrt(num_images))
-    rows = math.ceil(num_images / columns)
-    images += [Image.new("RGB", images[0].size, "gray")] * (rows * columns - num_images)
+    rows = math.ceil(len(images) / columns)
+    images += [Image.new("RGB", images[0].size, "gray")] * (rows * columns - len(images))
     return make_image_grid(images, rows=rows, cols=columns)
 
 

@@ -352,9 +352,7 @@ class TrainingBatches(torch.utils.data.IterableDataset):
         # others stand in for what does not decode, with the noise of the place that they fill
         chosen = (good * -(-len(batch) // len(good)))[: len(batch)]
         examples = [example for _, example in chosen]
-        loaded = {"pixel_values": torch.stack([example["pixel_values"][0] for example in examples])}
-        if "class_labels" in examples[0]:
-            loaded["class_labels"] = torch.tensor([example["class_labels"][0] for example in examples])
+        loaded = {key: torch.stack([torch.as_tensor(each[key][0]) for each in examples]) for key in examples[0]}
         return loaded | {
             "seeds": [noise_seed for _, noise_seed in seeds],
             "examples": [names[i] for i, _ in chosen],

@@ -4,17 +4,24 @@
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..hub import SAMPLES_NAME, sample_grid, write_model_card
+from ..hub import SAMPLES_NAME, write_model_card
 from .checkpoints import replace_contents
 
 
 def save_trained_pipeline(
-    pipeline: DiffusionPipeline, folder: Path, args: Namespace, script: str, repo_id: str, settings: dict
+    pipeline: DiffusionPipeline,
+    folder: Path,
+    args: Namespace,
+    script: str,
+    sample_grid: Callable[[DiffusionPipeline, int, int], Image.Image],
+    repo_id: str,
+    settings: dict,
 ) -> Image.Image:
     """
     Save a pipeline, load it again as a user would, let it draw what its model card shows, and write that card. A pipeline
@@ -25,6 +32,8 @@ def save_trained_pipeline(
         folder (`Path`): Where it goes.
         args (`argparse.Namespace`): The options of the run.
         script (`str`): The name of the script that was run.
+        sample_grid (`Callable`):
+            [`~hub.sample_grid`] or the like, `(pipeline, num_images, num_inference_steps)` to the picture of the model card.
         repo_id (`str`): What users of the model card load: a repository or a folder.
         settings (`dict`): What else the card lists.
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from ..hub import SAMPLES_NAME, TRAINING_FILES
+from ..hub import SAMPLES_NAME, TRAINING_FILES, sample_grid
 from .arguments import settings_that_matter
 from .checkpoints import PREFIX, Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches
@@ -60,6 +60,9 @@ class TrainingRun:
         accelerator ([`~accelerate.Accelerator`]): Of the run.
         global_step (`int`): Optimizer steps so far.
         output_dir (`Path`): Where everything goes.
+        sample_grid (`Callable`):
+            [`~hub.sample_grid`], or what a script puts in its place: `(pipeline, num_images, num_inference_steps)` to the
+            picture of the model card.
     """
 
     def __init__(self, args: Namespace, name: str):
@@ -100,6 +103,7 @@ class TrainingRun:
                 self.uploader = HubUploader(
                     args.hub_model_id or self.output_dir.name, args.hub_token, args.hub_private_repo
                 )
+        self.sample_grid = sample_grid
         self.global_step = 0
         self.best = math.inf
         self.bad_images = 0
@@ -442,6 +446,7 @@ class TrainingRun:
             folder,
             self.args,
             script=self.name,
+            sample_grid=self.sample_grid,
             repo_id=self.uploader.repo_id if self.uploader is not None else str(self.output_dir),
             settings={
                 "parameters": self.num_parameters,

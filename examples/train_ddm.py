@@ -43,14 +43,8 @@ DIGITS_DEFAULTS = {
 }
 
 
-def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    data = add_data_arguments(parser)
-    data.add_argument("--class_conditional", action="store_true", help="Train on the labels of the column `label`.")
-    data.add_argument(
-        "--class_dropout_prob", type=float, default=0.1, help="How often the label is dropped, for guidance."
-    )
-
+def add_model_arguments(parser):
+    """The options of `build_unet` and of the process."""
     model = parser.add_argument_group("model and process")
     model.add_argument("--model_config_name_or_path", help="The config of a DDMUNet2DModel, instead of what follows.")
     model.add_argument(
@@ -63,6 +57,17 @@ def parse_args(input_args=None):
     model.add_argument("--sigma_data", type=float, default=1.0, help="Root mean square of the images in [-1, 1].")
     model.add_argument("--attenuation", default="constant", choices=["constant", "linear"], help="How images fade.")
     model.add_argument("--noise_schedule", default="sqrt", choices=["sqrt", "linear"], help="sigma_t = sqrt(t) or t.")
+
+
+def parse_args(input_args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    data = add_data_arguments(parser)
+    data.add_argument("--class_conditional", action="store_true", help="Train on the labels of the column `label`.")
+    data.add_argument(
+        "--class_dropout_prob", type=float, default=0.1, help="How often the label is dropped, for guidance."
+    )
+
+    add_model_arguments(parser)
     add_training_arguments(parser)
 
     args = parser.parse_args(input_args)
@@ -85,10 +90,11 @@ def default_block_out_channels(resolution):
     return block_out_channels
 
 
-def build_unet(args, channels, num_classes):
+def build_unet(args, channels, num_classes=None, conditioning_channels=0):
     """The model of `--model_config_name_or_path`, or one that suits the resolution."""
     options = {"in_channels": channels, "num_class_embeds": num_classes, "sample_size": args.resolution}
     options |= {"attenuation": args.attenuation, "noise_schedule": args.noise_schedule}
+    options |= {"conditioning_channels": conditioning_channels}
     if args.model_config_name_or_path is not None:
         config = DDMUNet2DModel.load_config(args.model_config_name_or_path)
         return DDMUNet2DModel.from_config({**config, **options, "out_channels": None})
@@ -112,6 +118,38 @@ def build_unet(args, channels, num_classes):
         num_decoders=args.num_decoders,
         num_heads=args.num_heads,
         sigma_data=args.sigma_data,
+    )
+
+
+def training_loss(args, unet, scheduler, sigma_data, batch, **model_kwargs):
+    """The loss of a batch and its parts."""
+    # The forward process: the image fades, noise rises
+    clean, generators = batch["pixel_values"], batch["generators"]
+    noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
+    timesteps = sample_timesteps(
+        scheduler,
+        len(clean),
+        clean.device,
+        generators,
+        distribution=args.timestep_distribution,
+        logit_mean=args.logit_mean,
+        logit_std=args.logit_std,
+    )
+    attenuation = scheduler.get_attenuation(clean, generators)
+    noisy = scheduler.add_noise(clean, noise, timesteps, attenuation)
+
+    # Predict both parts of it
+    return ddm_loss(
+        scheduler,
+        unet(noisy, timesteps, **model_kwargs).sample,
+        clean,
+        noise,
+        timesteps,
+        attenuation,
+        weighting=args.weighting,
+        sigma_data=sigma_data,
+        reconstruction_weight=args.reconstruction_weight,
+        return_parts=True,
     )
 
 
@@ -165,35 +203,9 @@ def main(args):
         return pipeline
 
     for batch in run:
-        # The forward process: the image fades, noise rises
-        clean, generators = batch["pixel_values"], batch["generators"]
-        noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
-        timesteps = sample_timesteps(
-            scheduler,
-            len(clean),
-            clean.device,
-            generators,
-            distribution=args.timestep_distribution,
-            logit_mean=args.logit_mean,
-            logit_std=args.logit_std,
-        )
-        attenuation = scheduler.get_attenuation(clean, generators)
-        noisy = scheduler.add_noise(clean, noise, timesteps, attenuation)
-
-        # Predict both parts of it
         with run.accumulate():
-            model_output = unet(noisy, timesteps, class_labels=batch.get("class_labels")).sample
-            loss, parts = ddm_loss(
-                scheduler,
-                model_output,
-                clean,
-                noise,
-                timesteps,
-                attenuation,
-                weighting=args.weighting,
-                sigma_data=sigma_data,
-                reconstruction_weight=args.reconstruction_weight,
-                return_parts=True,
+            loss, parts = training_loss(
+                args, unet, scheduler, sigma_data, batch, class_labels=batch.get("class_labels")
             )
             run.optimize(loss, parts)
 

@@ -6,4 +6,5 @@ from .checkpoints import Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches, load_digits_dataset, load_image_dataset
 from .objective import TIMESTEP_DISTRIBUTIONS, WEIGHTINGS, ddm_loss, loss_weights, sample_timesteps
 from .run import TrainingRun
+from .tasks import TASKS, ConditionalTransform, make_pair, pair_grid
 from .upload import HubUploader

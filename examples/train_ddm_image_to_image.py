@@ -1,0 +1,146 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Train a decoupled diffusion model (arXiv 2306.13720) that makes images from images.
+
+    accelerate launch examples/train_ddm_image_to_image.py --task super_resolution    # scikit-learn's digits, on a CPU
+    accelerate launch examples/train_ddm_image_to_image.py --train_data_dir pairs --output_dir ddm-depth
+    accelerate launch examples/train_ddm_image_to_image.py --train_data_dir photos --task inpainting --output_dir ddm-inpaint
+
+Without --task the data set has pairs: a column `image`, the target, and a column `conditioning_image`, which a folder of
+images has by its metadata.jsonl. With --task the pairs are made from plain images.
+"""
+
+import argparse
+import copy
+from functools import partial
+
+from train_ddm import DIGITS_DEFAULTS, add_model_arguments, build_unet, training_loss  # examples/train_ddm.py
+
+from ddm_diffusers import DDMImageToImagePipeline, DDMScheduler
+from ddm_diffusers.training import (
+    TASKS,
+    ConditionalTransform,
+    HelpFormatter,
+    TrainingBatches,
+    TrainingRun,
+    add_data_arguments,
+    add_training_arguments,
+    check_training_arguments,
+    load_image_dataset,
+    pair_grid,
+)
+
+
+def parse_args(input_args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    data = add_data_arguments(parser)
+    data.add_argument("--task", choices=TASKS, help="Make pairs from plain images. Default: the data set has them.")
+    data.add_argument(
+        "--upscale",
+        type=int,
+        help="How much larger the targets are than the conditions. Default: 4 for super-resolution, else 1.",
+    )
+    data.add_argument(
+        "--conditioning_mode",
+        choices=["L", "RGB"],
+        help="As --image_mode, for the conditions of a data set with pairs.",
+    )
+    data.add_argument(
+        "--conditioning_dropout_prob",
+        type=float,
+        default=0.1,
+        help="How often the condition is dropped, for guidance.",
+    )
+    add_model_arguments(parser)
+    add_training_arguments(parser)
+    parser.set_defaults(output_dir="ddm-image-to-image")
+
+    args = parser.parse_args(input_args)
+    if args.dataset_name is None and args.train_data_dir is None:
+        parser.set_defaults(**DIGITS_DEFAULTS)
+        args = parser.parse_args(input_args)
+    check_training_arguments(parser, args)
+    if args.upscale is None:
+        args.upscale = 4 if args.task == "super_resolution" else 1
+    if args.evaluation_steps is not None:
+        parser.error("--evaluation_steps compares images that have no condition; it is for train_ddm.py.")
+    if not 0 <= args.conditioning_dropout_prob <= 1:
+        parser.error(f"--conditioning_dropout_prob is {args.conditioning_dropout_prob}, but has to be in [0, 1].")
+    return args
+
+
+def main(args):
+    run = TrainingRun(args, "train_ddm_image_to_image")
+    accelerator = run.accelerator
+
+    # Data
+    with accelerator.main_process_first():
+        dataset = load_image_dataset(
+            args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
+        )
+        transform = ConditionalTransform(
+            dataset,
+            args.resolution,
+            args.task,
+            args.upscale,
+            args.center_crop,
+            args.random_flip,
+            args.image_mode,
+            args.conditioning_mode,
+            args.conditioning_dropout_prob,
+        )
+
+    # Model and process
+    unet = build_unet(args, transform.channels, conditioning_channels=transform.conditioning_channels)
+    scheduler = DDMScheduler(attenuation=args.attenuation, noise_schedule=args.noise_schedule)
+    sigma_data = unet.config.sigma_data
+    unet = run.prepare(unet, transform)
+
+    # What grids of samples show: pairs of the training data, always the same, whatever the run draws
+    shown = copy.copy(transform)
+    shown.conditioning_dropout_prob = 0.0
+    shown = next(iter(TrainingBatches(shown, args.eval_batch_size, seed=0, skip_bad_images=True)))
+    run.sample_grid = partial(pair_grid, targets=shown["pixel_values"], conditioning=shown["conditioning"])
+
+    settings = {
+        "images": f"{run.num_images or 'a stream'} of {transform.channels} x {args.resolution} x {args.resolution}",
+        "task": args.task or "pairs of the data set",
+        "condition": f"{transform.conditioning_channels} channels"
+        + (f", {args.upscale} times smaller" if args.upscale > 1 else ""),
+        "weighting": args.weighting,
+        "times": args.timestep_distribution,
+        "noise schedule": args.noise_schedule,
+    }
+    save_images_steps = args.save_images_steps
+    if save_images_steps is None and run.steps_per_epoch is not None:
+        save_images_steps = args.save_images_epochs * run.steps_per_epoch
+
+    def make_pipeline():
+        pipeline = DDMImageToImagePipeline(run.trained_model(), scheduler, upscale=args.upscale)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    for batch in run:
+        with run.accumulate():
+            loss, parts = training_loss(args, unet, scheduler, sigma_data, batch, conditioning=batch["conditioning"])
+            run.optimize(loss, parts)
+
+        # See how far it is
+        if run.is_due(save_images_steps):
+            pipeline = make_pipeline()
+            if accelerator.is_main_process:
+                run.log_images(run.sample_grid(pipeline, args.eval_batch_size, args.num_inference_steps))
+        if args.push_every_checkpoint and run.is_due(args.checkpointing_steps):
+            pipeline = make_pipeline()
+            if accelerator.is_main_process:
+                run.upload(pipeline, settings)
+
+    # The result, as a user would load it
+    pipeline = make_pipeline()
+    if accelerator.is_main_process:
+        run.finish(pipeline, settings)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(parse_args())

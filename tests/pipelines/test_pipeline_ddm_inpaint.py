@@ -1,0 +1,277 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+Proves that `DDMInpaintPipeline` gives the known pixels back as they are, that during the run they are the forward process of
+the image along one path (its law against the closed form, by sampling), and that the rest follows from them.
+
+Every Monte Carlo tolerance is 6 standard errors.
+"""
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ddm_diffusers import DDMInpaintPipeline, DDMPipeline, DDMScheduler
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pipeline(tiny_unet):
+    def make(scheduler_options=None, **unet_options):
+        scheduler = DDMScheduler(**(scheduler_options or {}))
+        process = {name: scheduler.config[name] for name in ("attenuation", "noise_schedule")}
+        pipe = DDMInpaintPipeline(tiny_unet(**{**process, **unet_options}), scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 3, 8, 8, generator=seeded(3)).mul(255).round() / 255
+
+
+@pytest.fixture
+def mask():
+    """White on the right half."""
+    mask = torch.zeros(1, 8, 8)
+    mask[..., 4:] = 1
+    return mask
+
+
+PROCESSES = [{}, {"attenuation": "linear"}, {"noise_schedule": "linear"}, {"solver_order": 3, "eta": 0.0}]
+
+
+@pytest.mark.parametrize("resampling", [0, 2])
+@pytest.mark.parametrize("scheduler_options", PROCESSES, ids=str)
+def test_known_pixels_come_back_as_they_are(scheduler_options, resampling, pipeline, image, mask):
+    pipe = pipeline(scheduler_options)
+    arguments = {"num_inference_steps": 3, "num_resampling_steps": resampling}
+    filled = pipe(image, mask, generator=seeded(), output_type="pt", **arguments).images
+    assert torch.equal(filled[..., :4], image[..., :4])
+    assert filled.isfinite().all() and filled[..., 4:].std() > 0
+    pils = [PIL.Image.fromarray(each.permute(1, 2, 0).mul(255).round().numpy().astype("uint8")) for each in image]
+    as_pil = pipe(pils, PIL.Image.fromarray(mask[0].mul(255).numpy().astype("uint8")), generator=seeded(), **arguments)
+    for before, after in zip(pils, as_pil.images, strict=True):
+        assert np.array_equal(np.array(before)[:, :4], np.array(after)[:, :4])
+        assert not np.array_equal(np.array(before)[:, 4:], np.array(after)[:, 4:])
+
+
+def test_the_rest_follows_from_what_is_known(pipeline, image, mask):
+    pipe = pipeline()
+    arguments = {"num_inference_steps": 3, "output_type": "pt"}
+    filled = pipe(image, mask, generator=seeded(), **arguments).images
+    other = pipe(torch.where(mask > 0, image, 1 - image), mask, generator=seeded(), **arguments).images
+    assert not torch.equal(filled[..., 4:], other[..., 4:])
+    # but not from what is hidden
+    hidden = pipe(torch.where(mask > 0, 1 - image, image), mask, generator=seeded(), **arguments).images
+    assert torch.equal(filled, hidden)
+
+
+@pytest.mark.parametrize("resampling", [0, 1])
+@pytest.mark.parametrize("scheduler_options", PROCESSES[:3], ids=str)
+def test_the_known_region_is_the_forward_process_along_one_path(scheduler_options, resampling, pipeline):
+    """A constant image of many pixels: each is a path of its own, so that their statistics are those of the process."""
+    size = 64
+    pipe = pipeline(scheduler_options, in_channels=1, sample_size=size)
+    process = pipe.scheduler.process
+    value = 0.6
+    image = torch.full((4, 1, size, size), value / 2 + 0.5)
+    mask = torch.zeros(1, size, size)
+    mask[:, :2] = 1
+    latents = torch.randn(4, 1, size, size, generator=seeded(7))
+    states = []
+
+    def callback(pipe, step_index, timestep, tensors):
+        states.append(tensors["latents"][:, :, 2:].flatten().double())
+
+    pipe(
+        image,
+        mask,
+        num_inference_steps=4,
+        num_resampling_steps=resampling,
+        latents=latents,
+        generator=seeded(1),
+        callback_on_step_end=callback,
+    )
+    times = [*(pipe.scheduler.timesteps / 1000).tolist(), 0.0]
+    paths = [latents[:, :, 2:].flatten().double(), *states]
+    noises = []
+    if scheduler_options.get("attenuation") == "linear":
+        return_k = 0.25 * 0.5**2  # the variance that the slope adds is at most k^2 / 4 (t^2 - t)^2; checked as a bound
+        for t, x in zip(times, paths, strict=True):
+            variance = process.sigma(t) ** 2
+            assert (x - (1 - t) * value).mean().abs() < 6 * (variance + return_k) ** 0.5 / len(x) ** 0.5 + 1e-6
+            assert x.var() > variance * 0.95 and x.var() < (variance + return_k) * 1.05 + 1e-12
+        return
+    for t, x in zip(times, paths, strict=True):
+        noise = x - process.alpha(t) * value
+        noises.append(noise)
+        variance, count = process.sigma(t) ** 2, len(x)
+        assert abs(float(noise.mean())) <= 6 * (variance / count) ** 0.5 + 1e-6
+        assert abs(float(noise.var()) - variance) <= 6 * variance * (2 / count) ** 0.5 + 1e-6
+    for (t, before), (s, after) in zip(
+        zip(times, noises, strict=True), list(zip(times, noises, strict=True))[1:], strict=False
+    ):
+        # a Wiener process on the clock sigma^2: the covariance of two times is the earlier one's
+        variances = process.sigma(t) ** 2, process.sigma(s) ** 2
+        spread = (variances[0] * variances[1] + variances[1] ** 2) ** 0.5
+        assert abs(float((before * after).mean()) - variances[1]) <= 6 * spread / len(before) ** 0.5 + 1e-6
+
+
+def test_a_mask_of_everything_is_generation(pipeline, image):
+    """But for the noise that the path of the known pixels draws, which a deterministic sampler does not mix in."""
+    pipe = pipeline({"eta": 0.0})
+    latents = torch.randn(2, 3, 8, 8, generator=seeded())
+    arguments = {"num_inference_steps": 3, "latents": latents, "output_type": "pt"}
+    generated = DDMPipeline(pipe.unet, DDMScheduler(eta=0.0))
+    generated.set_progress_bar_config(disable=True)
+    expected = generated(batch_size=2, **arguments).images
+    assert torch.equal(pipe(image, torch.ones(1, 8, 8), **arguments).images, expected)
+
+
+def test_the_model_sees_the_image_at_every_step(pipeline, image, mask):
+    pipe = pipeline({"eta": 0.0}, in_channels=3)
+    seen = []
+    pipe.unet.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    pipe(image, mask, num_inference_steps=3, num_resampling_steps=2, generator=seeded())
+    assert len(seen) == 9
+    for step in range(3):  # whenever a step is taken again, the known pixels are those of the same path
+        for again in (1, 2):
+            assert torch.equal(seen[3 * step][..., :4], seen[3 * step + again][..., :4])
+            assert not torch.equal(seen[3 * step][..., 4:], seen[3 * step + again][..., 4:])
+
+
+def test_models_of_other_processes(plain_unet, image, mask):
+    """A DDPM with our scheduler: what the model sees of the known pixels is the forward process of that one."""
+    scheduler = DDMScheduler.from_config(diffusers.DDPMScheduler().config)
+    pipe = DDMInpaintPipeline(plain_unet(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    seen = []
+    pipe.unet.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], inputs[1])))
+    arguments = {"num_inference_steps": 4, "num_resampling_steps": 1, "output_type": "pt"}
+    filled = pipe(torch.full_like(image, 0.9), mask, generator=seeded(), **arguments).images
+    assert torch.equal(filled[..., :4], torch.full((2, 3, 8, 4), 0.9))
+    for x, timestep in seen:
+        alpha_bar = float(diffusers.DDPMScheduler().alphas_cumprod[int(timestep)])
+        known = x[..., :4]
+        count, b = known.numel(), (1 - alpha_bar) ** 0.5
+        assert abs(float(known.mean()) - 0.8 * alpha_bar**0.5) <= 6 * b / count**0.5
+        assert abs(float(known.var()) - b**2) <= 6 * b**2 * (2 / count) ** 0.5
+
+
+@pytest.mark.parametrize("size", [(7, 5), (9, 8)])
+def test_any_size(size, pipeline):
+    pipe = pipeline()
+    image, mask = torch.rand(1, 3, *size, generator=seeded()), torch.zeros(1, *size)
+    mask[:, 0] = 1
+    filled = pipe(image, mask, num_inference_steps=2, output_type="pt").images
+    assert filled.shape == image.shape and torch.equal(filled[:, :, 1:], image[:, :, 1:])
+
+
+def test_masks_images_and_results(pipeline, image, mask):
+    pipe = pipeline()
+    masks = torch.stack([mask, 1 - mask])
+    filled = pipe(
+        image, masks, num_images_per_prompt=2, generator=[seeded(i) for i in range(4)], output_type="pt"
+    ).images
+    assert torch.equal(filled[:2, ..., :4], image[[0, 0], ..., :4])
+    assert torch.equal(filled[2:, ..., 4:], image[[1, 1], ..., 4:])
+    assert not torch.equal(filled[0], filled[1])
+    grey = pipe(image, 0.4 + 0.2 * mask, generator=seeded(), output_type="np", return_dict=False)
+    assert len(grey) == 1 and np.array_equal(grey[0][:, :, :4], image[..., :4].permute(0, 2, 3, 1).numpy())
+
+
+def test_classes(pipeline, image, mask):
+    pipe = pipeline(num_class_embeds=3)
+    seen = []
+    pipe.unet.register_forward_pre_hook(
+        lambda module, inputs, kwargs: seen.append(kwargs["class_labels"].tolist()), with_kwargs=True
+    )
+    arguments = {"num_inference_steps": 1, "generator": seeded()}
+    pipe(image, mask, **arguments)
+    pipe(image, mask, class_labels=[0, 2], **arguments)
+    pipe(image, mask, class_labels=1, guidance_scale=2.0, **arguments)
+    assert seen == [[3, 3], [0, 2], [3, 3, 1, 1]]
+
+
+def test_callbacks_and_progress(pipeline, image, mask, capsys):
+    pipe = pipeline()
+    pipe.set_progress_bar_config(disable=False)
+    seen = []
+
+    def callback(pipe, step_index, timestep, tensors):
+        seen.append(step_index)
+        pipe._interrupt = step_index == 1
+
+    pipe(image, mask, num_inference_steps=3, num_resampling_steps=1, callback_on_step_end=callback)
+    assert seen == [0, 1]
+    assert "4/6" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_pipeline_loads_and_saves(tiny_unet, image, mask, tmp_path):
+    DDMPipeline(tiny_unet(num_class_embeds=2), DDMScheduler()).save_pretrained(tmp_path / "generation")
+    pipe = DDMInpaintPipeline.from_pretrained(tmp_path / "generation")
+    pipe.save_pretrained(tmp_path / "inpainting")
+    again = DDMInpaintPipeline.from_pretrained(tmp_path / "inpainting")
+    for each in (pipe, again):
+        each.set_progress_bar_config(disable=True)
+        for weight in each.unet.parameters():
+            weight.data = weight.data.clone()
+    one, two = (
+        each(image, mask, num_inference_steps=2, generator=seeded(), output_type="np").images for each in (pipe, again)
+    )
+    assert np.array_equal(one, two)
+
+
+WHITE, GOOD = torch.ones(1, 8, 8), torch.full((1, 3, 8, 8), 0.5)
+
+
+@pytest.mark.parametrize(
+    "image, mask, arguments, parts",
+    [
+        (None, WHITE, {}, ("`image`", "None")),
+        (GOOD, None, {}, ("`mask_image`", "None")),
+        (GOOD[:, :1], WHITE, {}, ("`image`", "(1, 1, 8, 8)", "(batch_size, 3,")),
+        (GOOD, 0 * WHITE, {}, ("`mask_image`", "no pixel", "white")),
+        (GOOD.expand(2, -1, -1, -1), torch.stack([WHITE, 0 * WHITE]), {}, ("`mask_image`", "no pixel")),
+        (GOOD, WHITE[:, :4], {}, ("`mask_image`", "(4, 8)", "(8, 8)")),
+        (GOOD, torch.ones(1, 3, 8, 8), {}, ("`mask_image`", "(1, 3, 8, 8)", "(batch_size, 1,")),
+        (GOOD, torch.ones(2, 1, 8, 8), {}, ("`mask_image`", "2 masks", "each of the 1")),
+        (GOOD, WHITE * 255, {}, ("`mask_image`", "255", "[0, 1]")),
+        (GOOD, WHITE, {"num_inference_steps": 0}, ("`num_inference_steps`", "0")),
+        (GOOD, WHITE, {"num_resampling_steps": -1}, ("`num_resampling_steps`", "-1", "0 or more")),
+        (GOOD, WHITE, {"num_images_per_prompt": 0}, ("`num_images_per_prompt`", "0", "1 or more")),
+        (GOOD, WHITE, {"class_labels": 1}, ("`class_labels`", "1", "None")),
+        (GOOD, WHITE, {"guidance_scale": 2.0}, ("`guidance_scale`", "2.0", "1.0")),
+        (GOOD, WHITE, {"latents": torch.zeros(2, 3, 8, 8)}, ("`latents`", "(2, 3, 8, 8)", "(1, 3, 8, 8)")),
+        (GOOD, WHITE, {"generator": [seeded()] * 2}, ("`generator`", "length 2", "each of the 1")),
+        (GOOD, WHITE, {"output_type": "jpg"}, ("`output_type`", "'jpg'")),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_arguments_change_nothing(image, mask, arguments, parts, pipeline, rejects):
+    pipe = pipeline()
+    pipe.scheduler.set_timesteps(4)
+    evaluated = []
+    pipe.unet.register_forward_hook(lambda *_: evaluated.append(1))
+    with rejects(*parts):
+        pipe(image, mask, **{"num_inference_steps": 2, **arguments})
+    assert not evaluated and len(pipe.scheduler.timesteps) == 4 and pipe.scheduler.step_index is None
+
+
+def test_models_of_another_kind_are_refused(pipeline, plain_unet, rejects):
+    with rejects("`unet`", "2 `conditioning_channels`", "DDMImageToImagePipeline"):
+        pipeline(conditioning_channels=2)(GOOD, WHITE)
+    with rejects("`class_labels`", "None", "UNet2DModel"):
+        DDMInpaintPipeline(plain_unet(out_channels=6, num_class_embeds=3), DDMScheduler())(GOOD, WHITE)
+    with rejects("`guidance_scale`", "2.0", "without `class_labels`"):
+        pipeline(num_class_embeds=3)(GOOD, WHITE, guidance_scale=2.0)
+    with rejects("`vae`", "AutoencoderKL"):
+        vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
+        DDMInpaintPipeline(plain_unet(out_channels=6), DDMScheduler(), vae=vae)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer, client_environment
 
-from ddm_diffusers import DDMPipeline, DDMScheduler
+from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMScheduler
 
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
     for folder, num_classes in (("ddm-model", None), ("ddm-photos", 10)):
         DDMPipeline(tiny_unet(num_class_embeds=num_classes), DDMScheduler()).save_pretrained(tmp_path / folder)
+    pipe = DDMImageToImagePipeline(tiny_unet(conditioning_channels=3), DDMScheduler(), upscale=4)
+    pipe.save_pretrained(tmp_path / "ddm-super-resolution")
     monkeypatch.chdir(tmp_path)
 
 

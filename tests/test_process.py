@@ -79,6 +79,20 @@ def test_marginal_is_the_law_of_a_simulated_path(attenuation, noise_schedule, t,
     assert abs(x_t.var().item() - std**2) < 6 * std**2 * math.sqrt(2 / num_paths)
 
 
+@given(attenuations, noise_schedules, ordered_times, seeds)
+def test_the_transition_makes_the_marginal_of_the_later_time(attenuation, noise_schedule, s_t, seed):
+    """The forward step of the mean of x_s is the mean of x_t, and what it adds to the variance is what is missing."""
+    s, t = s_t
+    process = DecoupledProcess(attenuation, noise_schedule)
+    x_0, k, _ = draw_images(seed)
+    coefficients = process.coefficients(x_0, k)
+    zeros = torch.zeros_like(x_0)
+    mean, std = process.transition(process.marginal(x_0, coefficients, zeros, s), coefficients, s, t)
+    torch.testing.assert_close(mean, process.marginal(x_0, coefficients, zeros, t), rtol=0, atol=1e-12)
+    variances = (true_sigma(noise_schedule, each) ** 2 for each in (s, t))
+    assert float(std) ** 2 == pytest.approx(-next(variances) + next(variances), abs=1e-12)
+
+
 @given(attenuations, noise_schedules, ordered_times, st.floats(-1, 1), st.floats(-1, 1), seeds)
 def test_posterior_is_the_bridge_of_a_simulated_path(attenuation, noise_schedule, s_t, x_0, k, seed):
     # Nothing here knows what a bridge is: the path is walked forwards through s to t, and x_s minus the posterior's

@@ -6,6 +6,8 @@ the image along one path (its law against the closed form, by sampling), and tha
 Every Monte Carlo tolerance is 6 standard errors.
 """
 
+import math
+
 import diffusers
 import numpy as np
 import PIL.Image
@@ -101,27 +103,21 @@ def test_the_known_region_is_the_forward_process_along_one_path(scheduler_option
     )
     times = [*(pipe.scheduler.timesteps / 1000).tolist(), 0.0]
     paths = [latents[:, :, 2:].flatten().double(), *states]
-    noises = []
-    if scheduler_options.get("attenuation") == "linear":
-        return_k = 0.25 * 0.5**2  # the variance that the slope adds is at most k^2 / 4 (t^2 - t)^2; checked as a bound
-        for t, x in zip(times, paths, strict=True):
-            variance = process.sigma(t) ** 2
-            assert (x - (1 - t) * value).mean().abs() < 6 * (variance + return_k) ** 0.5 / len(x) ** 0.5 + 1e-6
-            assert x.var() > variance * 0.95 and x.var() < (variance + return_k) * 1.05 + 1e-12
-        return
-    for t, x in zip(times, paths, strict=True):
-        noise = x - process.alpha(t) * value
-        noises.append(noise)
-        variance, count = process.sigma(t) ** 2, len(x)
+    # linear attenuation's slope k, which is drawn as clamp(N(0, 1), -1, 1), adds -k t (1 - t) / 2
+    slope_variance = 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) if process.attenuation == "linear" else 0.0
+    slopes = [slope_variance**0.5 * t * (1 - t) / 2 for t in times]
+    noises = [x - process.alpha(t) * value for t, x in zip(times, paths, strict=True)]
+    count = len(noises[0])
+    for i, (t, noise) in enumerate(zip(times, noises, strict=True)):
+        variance = process.sigma(t) ** 2 + slopes[i] ** 2
         assert abs(float(noise.mean())) <= 6 * (variance / count) ** 0.5 + 1e-6
         assert abs(float(noise.var()) - variance) <= 6 * variance * (2 / count) ** 0.5 + 1e-6
-    for (t, before), (s, after) in zip(
-        zip(times, noises, strict=True), list(zip(times, noises, strict=True))[1:], strict=False
-    ):
-        # a Wiener process on the clock sigma^2: the covariance of two times is the earlier one's
-        variances = process.sigma(t) ** 2, process.sigma(s) ** 2
-        spread = (variances[0] * variances[1] + variances[1] ** 2) ** 0.5
-        assert abs(float((before * after).mean()) - variances[1]) <= 6 * spread / len(before) ** 0.5 + 1e-6
+        if i > 0:
+            # a Wiener process on the clock sigma^2: the covariance of two times is the variance at the earlier one
+            before = process.sigma(times[i - 1]) ** 2 + slopes[i - 1] ** 2
+            covariance = process.sigma(t) ** 2 + slopes[i - 1] * slopes[i]
+            spread = (before * variance + covariance**2) ** 0.5
+            assert abs(float((noises[i - 1] * noise).mean()) - covariance) <= 6 * spread / count**0.5 + 1e-6
 
 
 def test_a_mask_of_everything_is_generation(pipeline, image):

@@ -47,7 +47,8 @@ from ddm_diffusers import (
     DDMUNet2DOutput,
 )
 from ddm_diffusers.hub import framed_grid
-from ddm_diffusers.training import ddm_loss, make_pair, sample_timesteps
+from ddm_diffusers.pipelines.images import resize
+from ddm_diffusers.training import ddm_loss, sample_timesteps
 
 
 PARTS = ("inpainting", "super_resolution", "saliency", "tiles")
@@ -324,16 +325,12 @@ def super_resolution_pipeline(args):
 
     def batch(generator):
         index = torch.randint(len(images), (args.train_batch_size,), generator=generator)
-        return make_pair_of_batch("super_resolution", images[index])
+        # the task "super_resolution" of a batch
+        return images[index], resize(F.avg_pool2d(images[index], UPSCALE), (28, 28))
 
     torch.manual_seed(0)
     unet, seconds = train("super_resolution", PatchedUNet(1, 1), ddm_objective, batch, args)
     return quiet(DDMImageToImagePipeline(unet, DDMScheduler(), upscale=UPSCALE)), seconds
-
-
-def make_pair_of_batch(task, images):
-    targets, conditions = zip(*(make_pair(task, image, UPSCALE) for image in images), strict=True)
-    return torch.stack(targets), torch.stack(conditions)
 
 
 def training_facts(args, seconds, *models):

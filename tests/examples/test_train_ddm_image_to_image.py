@@ -11,7 +11,7 @@ import pytest
 import torch
 from hub_server import HubServer, client_environment
 from PIL import Image
-from processes import start
+from processes import EXAMPLES, start, start_command
 from safetensors.torch import load_file
 
 from ddm_diffusers import DDMImageToImagePipeline
@@ -42,8 +42,11 @@ def digits(tmp_path_factory):
     return ["--train_data_dir", folder]
 
 
-def train(*arguments, cwd, **environment):
-    run = start(SCRIPT, *arguments, cwd=cwd, **environment)
+def train(*arguments, cwd, environment=None):
+    if environment is None:
+        run = start(SCRIPT, *arguments, cwd=cwd)
+    else:  # which the Hub's client reads when it is imported
+        run = start_command(EXAMPLES / SCRIPT, *arguments, cwd=cwd, environment=environment)
     try:
         assert run.wait(600) == 0, run.output[-4000:]
     finally:
@@ -102,7 +105,7 @@ def test_super_resolution_to_the_hub(digits, tmp_path):
     with HubServer(token="hf_test") as server:
         environment = client_environment(server, tmp_path / "cache", token="hf_test")
         arguments = ["--task", "super_resolution", "--push_to_hub", "--hub_model_id", "user/digits-4x"]
-        output = train(*digits, *OPTIONS, *arguments, cwd=tmp_path, **environment)
+        output = train(*digits, *OPTIONS, *arguments, cwd=tmp_path, environment=environment)
         files = server.files("user/digits-4x")
     assert "Uploaded" in output
     assert b'DDMImageToImagePipeline.from_pretrained("user/digits-4x")' in files["README.md"]

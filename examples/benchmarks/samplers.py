@@ -407,7 +407,7 @@ def exact_network(mixture, scheduler):
     scheduler. It knows no more than a network does, the input and the timestep that it is told.
     """
     config = scheduler.config
-    if isinstance(scheduler, DDMScheduler):
+    if config.get("prediction_type") == "decoupled":
 
         def network(x, timestep):
             t = timestep.double() / config.num_train_timesteps
@@ -432,7 +432,9 @@ def exact_network(mixture, scheduler):
             return (x - mixture.denoise(x, 1 - t, t)) / t  # noise - image
 
     else:
-        alphas_cumprod = scheduler.alphas_cumprod.double().numpy()
+        # under a model of another process DDMScheduler keeps its betas in a scheduler of diffusers
+        theirs = scheduler.model_process.scheduler if isinstance(scheduler, DDMScheduler) else scheduler
+        alphas_cumprod = theirs.alphas_cumprod.double().numpy()
         with np.errstate(divide="ignore"):  # alpha is 0 at the end of a schedule of zero SNR
             log_snr = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)
 

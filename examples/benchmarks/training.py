@@ -141,6 +141,7 @@ def ddpm_samplers():
         "Heun Karras": lambda: HeunDiscreteScheduler(**karras),
         "DPM++ 2M": lambda: dpm(**trailing),
         "DPM++ 2M Karras": lambda: dpm(**karras),
+        "DPM++ 2M exponential": lambda: dpm(**exponential),
         "SDE-DPM++ 2M": lambda: dpm(**trailing, algorithm_type="sde-dpmsolver++"),
         "DPM++ 3M Karras": lambda: dpm(**karras, solver_order=3),
         "UniPC": lambda: unipc(**trailing),

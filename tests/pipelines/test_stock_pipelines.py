@@ -364,6 +364,49 @@ def flux():
     )
 
 
+def sana():
+    torch.manual_seed(0)
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=4,
+        num_layers=1,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=4,
+        cross_attention_dim=8,
+        caption_channels=8,
+        sample_size=8,
+    )
+    vae = diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_out_channels=(4, 8, 8),
+        decoder_block_out_channels=(4, 8, 8),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+    )
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    pipe = diffusers.SanaPipeline(
+        tokenizer=None, text_encoder=None, vae=vae.eval(), transformer=transformer.eval(), scheduler=scheduler
+    )
+    embeddings = {name: value for name, value in prompt_embeddings(8, 8).items() if "pooled" not in name}
+    masks = dict.fromkeys(("prompt_attention_mask", "negative_prompt_attention_mask"), torch.ones(2, 5))
+    arguments = {
+        **embeddings,
+        **masks,
+        "negative_prompt": None,
+        "height": 32,
+        "width": 32,
+        "use_resolution_binning": False,
+    }
+    return Stock(pipe, arguments, (2, 32, 32, 3), [4] * NUM_STEPS)
+
+
 BUILDERS = [
     ddpm,
     ddim,
@@ -377,6 +420,7 @@ BUILDERS = [
     stable_diffusion_3,
     image_to_image_3,
     flux,
+    sana,
 ]
 every_pipeline = pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
 

@@ -58,13 +58,19 @@ class VariancePreservingProcess:
         """
         The model's timesteps nearest to times of the decoupled process, or the given ones, and their scales.
 
-        The first time is the model's last timestep, where it starts. No timestep occurs twice.
+        Where the process starts, at pure noise, the first is the model's last timestep. But for models that predict noise:
+        little of it tells them the image there, and dividing by `a` makes much of their error. They are asked in the middle
+        of the first step, in the measure `d(a / b)` in which the reverse process is linear, where a midpoint rule would
+        ask; the state is pure noise all the same. No timestep occurs twice.
         """
         _refuse(unknown, "a scheduler with `prediction_type='flow_prediction'`")
         T = len(self.a)
         if timesteps is None:
             if len(times) > T:
                 raise ValueError(f"`num_inference_steps` is {len(times)}, but has to be at most {T}.")
+            times = list(times)
+            if self.prediction_type == "epsilon" and len(times) > 1:
+                times[0] = process.time(process.alpha(times[1]) / process.sigma(times[1]) / 2, 1.0)
             # in the standard deviation of the noise on the path of the standard Wiener process
             own = torch.tensor([DecoupledProcess().time(a, b) ** 0.5 for a, b in zip(self.a, self.b, strict=True)])
             wanted = torch.tensor([process.clock(t) ** 0.5 for t in times])

@@ -291,6 +291,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         if self.model_process is not None:
             new, scales = self.model_process.discretize(times, self.process, timesteps, sigmas=sigmas, mu=mu)
             times = [self.process.time(a, b) for a, b in scales]
+            if not custom:
+                times[0] = 1.0  # pure noise, wherever the model is asked about it
             scales = [*scales, (1.0, 0.0)]
         else:
             T = self.config.num_train_timesteps
@@ -380,7 +382,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         else:
             (a, b), (_, next_b) = self._scales[self._step_index : self._step_index + 2]
             x_0, coefficients, noise = self._estimate_by_other_process(model_output, x_t, a, b)
-            x_t = x_t * (self.process.sigma(t) / b)
+            if t < 1:
+                x_t = x_t * (self.process.sigma(t) / b)
+            else:  # nothing else is in it
+                noise = x_t
         if self.config.solver_order > 1:
             x_0, coefficients, noise = self._extrapolate(x_0, coefficients, x_t, t, s)
 

@@ -79,7 +79,8 @@ def test_a_perfect_model_gives_back_the_image(prediction_type, options, betas, n
     alphas_cumprod = DDPMScheduler(**betas).alphas_cumprod.double()
     scheduler.set_timesteps(num_steps)
     assert len(scheduler.timesteps) == num_steps
-    assert scheduler.timesteps[0] == len(alphas_cumprod) - 1
+    if prediction_type != "epsilon" or num_steps == 1:
+        assert scheduler.timesteps[0] == len(alphas_cumprod) - 1
     assert not scheduler.timesteps.is_floating_point()
     x_0 = draw(2, 3, 4, seed=1).clamp(-1, 1)
     result = run(scheduler, draw(2, 3, 4), lambda x, t: vp_output(prediction_type, x, x_0, alphas_cumprod[t]))
@@ -96,6 +97,23 @@ def test_a_perfect_velocity_gives_back_the_image(options, shift, num_steps):
     x_0 = draw(2, 3, 4, seed=1)
     result = run(scheduler, draw(2, 3, 4), lambda x, t: (x - x_0) / (t.double() / 1000))
     torch.testing.assert_close(result, x_0, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver_order", [1, 2])
+@pytest.mark.parametrize("num_steps", [2, 5, 20])
+def test_a_noise_prediction_is_asked_in_the_middle_of_the_first_step(num_steps, solver_order):
+    scheduler = DDMScheduler(prediction_type="epsilon", eta=0.0, solver_order=solver_order, clip_sample=False)
+    scheduler.set_timesteps(num_steps)
+    alphas_cumprod = DDPMScheduler().alphas_cumprod.double()
+    ratios = (alphas_cumprod / (1 - alphas_cumprod)).sqrt()[scheduler.timesteps[:2]]
+    assert float(ratios[0] / ratios[1]) == pytest.approx(0.5, rel=0.03)  # timesteps are whole numbers
+
+    # The state is pure noise, whose part that the step keeps has nothing of the image.
+    x, x_0, first = draw(2, 3), draw(2, 3, seed=1), scheduler.timesteps[0]
+    output = vp_output("epsilon", x, x_0, alphas_cumprod[first])
+    a, b = alphas_cumprod[scheduler.timesteps[1]] ** 0.5, (1 - alphas_cumprod[scheduler.timesteps[1]]) ** 0.5
+    result = scheduler.step(output, first, x).prev_sample
+    torch.testing.assert_close(result, a * x_0 + b * x, rtol=0, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ the same trajectories
@@ -403,6 +421,8 @@ def test_the_adapter_undoes_the_scheduler(unet):
         adapter = DDMUNet2DAdapter(unet, theirs)
         swapped = DDMScheduler.from_config(theirs.config, eta=0.0, solver_order=3)
         swapped.set_timesteps(6)
+        # given ones, at which the state has the model's own part of the image from the first
+        swapped.set_timesteps(timesteps=swapped.timesteps)
         native = DDMScheduler(eta=0.0, solver_order=3, clip_sample=False)
         native.set_timesteps(timesteps=[1000 * t for t in swapped._times[:-1]])
         x = draw(2, 1, 8, 8, dtype=torch.float32)

@@ -10,7 +10,7 @@ The models predict noise, as DDPM's (linear betas, 1,000 timesteps). `digits` an
 `samplers.py`, closed formulas, so that what is left is the sampler's own error. `trained` is a network, the DDPM of
 `training.py`, `ddpm-0.safetensors` in `--training_dir`. This makes it:
 
-    python examples/benchmarks/training.py --output_dir training --methods ddpm --seeds 0 --train_steps 8000 --train_batch_size 32
+    python examples/benchmarks/training.py --output_dir training --methods ddpm --seeds 0 --train_steps 6000 --train_batch_size 32
 
 which may be stopped when the file is there, since what follows are that script's own measurements.
 

@@ -405,7 +405,9 @@ def test_a_decoupled_model_under_first_order_samplers_takes_its_own_steps(theirs
 
 
 @pytest.mark.parametrize(
-    "theirs", [DDIMScheduler(), DPMSolverMultistepScheduler(), DDPMScheduler()], ids=lambda s: type(s).__name__
+    "theirs",
+    [DDIMScheduler(), DPMSolverMultistepScheduler(), UniPCMultistepScheduler(), DDPMScheduler()],
+    ids=lambda s: type(s).__name__,
 )
 def test_the_adapter_in_a_stock_pipeline(theirs, unet):
     pipe = DDPMPipeline(DDMUNet2DAdapter(unet, theirs), theirs)

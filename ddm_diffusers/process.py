@@ -183,20 +183,27 @@ class DecoupledProcess:
         return (at_least_float32(x_t) - self.image(x_0, coefficients, t)) / broadcast_time(self.sigma(t), x_t)
 
     def extrapolation_weights(
-        self, s: float, times: Sequence[float], variable: Extrapolation = "time", t: float | None = None
+        self,
+        s: float,
+        times: Sequence[float],
+        variable: Extrapolation = "time",
+        t: float | None = None,
+        eta: float = 0.0,
+        churn: float = 1.0,
     ) -> list[float]:
         r"""
         The weights of the last estimates of the clean image in the one that stands for a whole step from t to s.
 
-        Without fresh noise and with constant attenuation the reverse process is `d(x / sigma) = x_0_hat d(alpha / sigma)`
-        (DPM-Solver++, arXiv 2211.01095, proposition 4.1), so a step from t to s is exact with the mean of `x_0_hat` over
-        it in the measure `d(alpha / sigma)`. The estimates so far are continued by the polynomial through them:
+        With constant attenuation a step that keeps `(sigma_s / sigma_t)^kappa` of the noise is the solution of
+        `d(x / sigma^(1 + kappa)) = x_0_hat d(alpha / sigma^(1 + kappa)) + fresh noise`: without fresh noise, `kappa = 0`,
+        that is DPM-Solver++'s (arXiv 2211.01095, proposition 4.1), and the Brownian bridge has `kappa = 1`. So a step is
+        exact with the mean of `x_0_hat` over it in the measure `d(alpha / sigma^(1 + kappa))`. The estimates so far are
+        continued by the polynomial through them:
 
-        - `"time"`: in the `clock` `u` of the process, in closed form. With `a = sqrt(u_t)` and `b = sqrt(u_s)` the mean of
-          `u^m` over the step is `ab / (1 + ab) (p_{2m - 1} + p_{2m + 1})`, `p_n = (a^n - b^n) / (n (a - b))`. It is
-          finite at t = 1, where lambda is not, and into s = 0 it is the value of the polynomial there.
-        - `"log_snr"`: in lambda, to its first term, which is DPM-Solver++(2M) (algorithm 2 there). The steps that
-          begin or end where lambda is infinite stay first-order.
+        - `"time"`: in the `clock` `u` of the process, in closed form. It is finite at t = 1, where lambda is not, and into
+          s = 0 it is the value of the polynomial there.
+        - `"log_snr"`: in lambda, to its first term and for `kappa = 0`, which is DPM-Solver++(2M) (algorithm 2 there). The
+          steps that begin or end where lambda is infinite stay first-order.
 
         Args:
             s (`float`): The time the step goes to.
@@ -206,6 +213,8 @@ class DecoupledProcess:
             t (`float`, *optional*):
                 The time the step comes from, that of the newest estimate by default. With `"time"` it may be an older one:
                 the step is then known at both of its ends, and the polynomial interpolates.
+            eta, churn (`float`, default to 0.0 and 1.0):
+                How much noise the step keeps, see [`~DecoupledProcess.bridge_scales`].
 
         Returns:
             `list[float]`: as many as there are times, of sum 1.
@@ -218,10 +227,8 @@ class DecoupledProcess:
             ).tolist()
             weight = (lambda_s - lambda_t) / (lambda_t - lambda_previous) / 2 if s > 0 else 0.0
             return [1 + weight, -weight]
+        mean, mean_square = self._mean_times(s, times[0] if t is None else t, eta, churn)
         nodes = [self.clock(time) for time in times]
-        a, b = self.clock(times[0] if t is None else t) ** 0.5, self.clock(s) ** 0.5
-        p = {n: sum(a**i * b ** (n - 1 - i) for i in range(n)) / n for n in (1, 3, 5)}
-        mean, mean_square = (a * b / (1 + a * b) * (p[2 * m - 1] + p[2 * m + 1]) for m in (1, 2))
         weights = []
         for i, node in enumerate(nodes):
             # the mean of Lagrange's polynomial, the product of (u - other) / (node - other)
@@ -233,26 +240,50 @@ class DecoupledProcess:
             weights.append(numerator / math.prod(node - other for other in others))
         return weights
 
+    def _mean_times(self, s: float, t: float, eta: float, churn: float) -> tuple[float, float]:
+        """The means of `u` and `u^2` over a step in `d(alpha / sigma^(1 + kappa)) = d((1 - u) u^(-(1 + kappa) / 2))`."""
+        if s == 0:
+            return 0.0, 0.0
+        u_s, log_ratio = self.clock(s), math.log(self.clock(t) / self.clock(s))
+        kept, _ = self.bridge_scales(s, t, eta, churn)
+        kappa = -2 * math.log(kept / self.sigma(s)) / log_ratio
+
+        def integral(power):  # of u^power from u_s to u_t, over u_s^(power + 1)
+            exponent = (power + 1) * log_ratio
+            return log_ratio * (math.expm1(exponent) / exponent if exponent else 1.0)
+
+        moments = [
+            u_s**m * ((1 + kappa) * integral(m - (3 + kappa) / 2) + (1 - kappa) * u_s * integral(m - (1 + kappa) / 2))
+            for m in range(3)
+        ]
+        return moments[1] / moments[0], moments[2] / moments[0]
+
     def bridge_scales(
-        self, s: float | torch.Tensor, t: float | torch.Tensor, eta: float = 1.0
+        self, s: float | torch.Tensor, t: float | torch.Tensor, eta: float = 1.0, churn: float = 1.0
     ) -> tuple[float | torch.Tensor, float | torch.Tensor]:
         """
         The factors of `eps` and of the fresh noise in the posterior `q(x_s | x_t, x_0, H)`.
 
         A Wiener path that is known at 0 and t is a Brownian bridge in between, of variance
-        `v = sigma_s^2 (1 - sigma_s^2 / sigma_t^2)`; `eta` scales its standard deviation, as DDIM's eta does.
+        `v = sigma_s^2 (1 - sigma_s^2 / sigma_t^2)`; `eta` scales its standard deviation, as DDIM's eta does. With `churn`
+        what is kept of the noise is the power of that number: `(sigma_s / sigma_t)^churn` of it for `eta = 1`, as if the
+        path were exchanged for a new one `churn` times as fast. The marginal at s is the same in any case.
 
         Args:
             s, t (`float` or `torch.Tensor`): Times with 0 <= s < t <= 1.
             eta (`float`, defaults to 1.0): 1 for the exact posterior (the paper's step) ... 0 for no fresh noise.
+            churn (`float`, defaults to 1.0): Above 0; 1 for the formula above.
 
         Returns:
-            `(sqrt(sigma_s^2 - eta^2 v), eta sqrt(v))`, each of the broadcast shape of `s` and `t`.
+            `(sqrt(sigma_s^2 - eta^2 v), eta sqrt(v))` for `churn = 1`, each of the broadcast shape of `s` and `t`.
         """
         variance_s, ratio = self.sigma(s) ** 2, (self.sigma(s) / self.sigma(t)) ** 2
         # sigma_s^2 - eta^2 v without the cancellation near s = t
-        kept = variance_s * ((1 - eta**2) + eta**2 * ratio)
-        return kept**0.5, eta * (variance_s * (1 - ratio)) ** 0.5
+        kept, fresh = (1 - eta**2) + eta**2 * ratio, eta**2 * (1 - ratio)
+        if churn != 1:
+            kept = kept**churn
+            fresh = 1 - kept
+        return (variance_s * kept) ** 0.5, (variance_s * fresh) ** 0.5
 
     def transition(
         self, x_s: torch.Tensor, coefficients: torch.Tensor, s: float | torch.Tensor, t: float | torch.Tensor
@@ -281,6 +312,7 @@ class DecoupledProcess:
         s: float | torch.Tensor,
         t: float | torch.Tensor,
         eta: float = 1.0,
+        churn: float = 1.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mean and standard deviation of the reverse step from t to s, of any size.
@@ -295,10 +327,10 @@ class DecoupledProcess:
             coefficients (`torch.Tensor` of shape `(batch_size, num_coefficients * channels, ...)`):
                 Attenuation coefficients; see [`~DecoupledProcess.image`] for `None`.
             s, t (`float` or `torch.Tensor`): Times with 0 <= s < t <= 1.
-            eta (`float`, defaults to 1.0): See [`~DecoupledProcess.bridge_scales`].
+            eta, churn (`float`, default to 1.0): See [`~DecoupledProcess.bridge_scales`].
 
         Returns:
             The mean, of the shape of `x_0`, and the standard deviation, which broadcasts against it.
         """
-        eps_scale, std = self.bridge_scales(s, t, eta)
+        eps_scale, std = self.bridge_scales(s, t, eta, churn)
         return add_scaled(self.image(x_0, coefficients, s), eps_scale, eps), broadcast_time(std, x_0)

@@ -11,7 +11,7 @@ import math
 import pytest
 import scipy.integrate
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ddm_diffusers import DecoupledProcess
@@ -218,6 +218,20 @@ def test_eta_scales_the_standard_deviation_of_the_bridge(noise_schedule, s_t, et
     assert kept == pytest.approx(math.sqrt(sigma_s**2 - eta**2 * v), rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@given(ordered_times, etas, st.floats(0.1, 10))
+def test_churn_is_a_power_of_what_is_kept(noise_schedule, s_t, eta, churn):
+    s, t = s_t
+    assume(s > 0)
+    sigma_s = true_sigma(noise_schedule, s)
+    process = DecoupledProcess("constant", noise_schedule)
+    plain, _ = process.bridge_scales(s, t, eta)
+    kept, std = process.bridge_scales(s, t, eta, churn)
+    assert kept / sigma_s == pytest.approx((plain / sigma_s) ** churn, rel=1e-6, abs=1e-12)
+    # the marginal at s does not change
+    assert kept**2 + std**2 == pytest.approx(sigma_s**2)
+
+
 @given(attenuations, noise_schedules, st.floats(0.001, 1), seeds)
 def test_clean_inverts_marginal(attenuation, noise_schedule, t, seed):
     x_0, k, eps = draw_images(seed)
@@ -336,16 +350,21 @@ def test_clock(noise_schedule):
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
 @pytest.mark.parametrize("num_times", [1, 2, 3])
 @pytest.mark.parametrize("s", [0.0, 0.11])
-def test_extrapolation_is_exact_for_polynomials(num_times, s, noise_schedule):
+@pytest.mark.parametrize("eta, churn", [(0.0, 4.0), (1.0, 1.0), (1.0, 4.0), (0.7, 3.0)])
+def test_extrapolation_is_exact_for_polynomials(num_times, s, noise_schedule, eta, churn):
     process = DecoupledProcess("constant", noise_schedule)
     times = [0.3, 0.6, 1.0][:num_times]
-    weights = process.extrapolation_weights(s, times)
+    weights = process.extrapolation_weights(s, times, eta=eta, churn=churn)
     u = [process.clock(t) for t in times]
     a, b = u[0], process.clock(s)
+    if s > 0:
+        sigma_s, sigma_t = true_sigma(noise_schedule, s), true_sigma(noise_schedule, times[0])
+        kept = ((1 - eta**2) + eta**2 * (sigma_s / sigma_t) ** 2) ** (churn / 2)
+        p = (1 + math.log(kept) / math.log((b / a) ** 0.5)) / 2
+
+    def moment(m):  # of u^m in the measure d(alpha / sigma^(1 + kappa)) = d((1 - u) / u^p)
+        return scipy.integrate.quad(lambda u: u**m * (p + (1 - p) * u) / u ** (p + 1), b, a)[0]
+
     for power in range(num_times):
-        # the mean of u^power over the step in the measure d(alpha / sigma) = d((1 - u) / sqrt(u))
-        expected = b**power
-        if s > 0:
-            moments = [scipy.integrate.quad(lambda u, p=p: u**p * (1 + u) / u**1.5, b, a)[0] for p in (power, 0)]
-            expected = moments[0] / moments[1]
+        expected = moment(power) / moment(0) if s > 0 else b**power
         assert sum(w * x**power for w, x in zip(weights, u, strict=True)) == pytest.approx(expected, abs=1e-9)

@@ -73,6 +73,11 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             Whether a step also takes the last one again with the estimate at its end, as UniPC does (arXiv 2302.04867):
             no further evaluation. Only with `solver_order` above 1 and `extrapolation="time"`.
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
+        churn (`float`, defaults to 4.0):
+            How fast noise is exchanged for fresh noise where `eta` lets it be, in multiples of the Wiener process's own
+            speed (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with the old
+            noise. Only with `solver_order` above 1, where the last but one step draws no noise, since a single evaluation
+            is left to take it away.
         time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"ratio"`):
             `t_i = 1 - i / N`, the paper's; `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0; or
             the times at which `sigma_t / alpha_t = s^1.5 / (1 - s)` for `s = 1 - i / (N + 1/2)`, then 0: near t = 1
@@ -110,6 +115,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         extrapolation: Extrapolation = "time",
         corrector: bool = True,
         eta: float = 1.0,
+        churn: float = 4.0,
         time_grid: Literal["uniform", "power", "ratio"] = "ratio",
         rho: float = 2.0,
         t_min: float = 1e-4,
@@ -140,6 +146,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             solver_order=solver_order,
         )
         _check(0 <= eta <= 1, "in [0, 1]", eta=eta)
+        _check(churn > 0, "above 0", churn=churn)
         _check(time_grid in TIME_GRIDS, f"one of {TIME_GRIDS}", time_grid=time_grid)
         _check(rho > 0, "above 0", rho=rho)
         _check(0 < t_min < 1, "in (0, 1)", t_min=t_min)
@@ -389,7 +396,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         if self.config.solver_order > 1:
             x_0, coefficients, noise = self._extrapolate(x_0, coefficients, x_t, t, s)
 
-        prev_sample, std = self.process.posterior(x_0, coefficients, noise, s, t, self.config.eta)
+        prev_sample, std = self.process.posterior(x_0, coefficients, noise, s, t, *self._stochasticity)
         if std > 0:
             fresh_noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
             prev_sample = torch.add(prev_sample, fresh_noise, alpha=std)
@@ -439,15 +446,24 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         self._estimates = [(t, x_0, coefficients), *self._estimates][: self.config.solver_order]
         if self._last_step is not None:
             x_t = self._correct(x_t, t)
-        x_0, coefficients = self._mean_estimate(s, t)
+        x_0, coefficients = self._mean_estimate(s, t, *self._stochasticity)
         if self.config.corrector and self.config.extrapolation == "time":
-            self._last_step = (t, x_0, coefficients)
+            self._last_step = (t, x_0, coefficients, self._stochasticity)
         return x_0, coefficients, self.process.noise(x_t, x_0, coefficients, t)
 
-    def _mean_estimate(self, s: float, t: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    @property
+    def _stochasticity(self) -> tuple[float, float]:
+        """`eta` and `churn` of the current step."""
+        if self.config.solver_order == 1:
+            return self.config.eta, 1.0
+        if self._step_index == self.num_inference_steps - 2:
+            return 0.0, 1.0
+        return self.config.eta, self.config.churn
+
+    def _mean_estimate(self, s: float, t: float, eta: float, churn: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The clean sample and the coefficients that stand for the step from t to s, by all estimates that are kept."""
         times, images, attenuations = zip(*self._estimates, strict=True)
-        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation, t)
+        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation, t, eta, churn)
         coefficients = None if attenuations[0] is None else _weighted_sum(weights, attenuations)
         return _weighted_sum(weights, images), coefficients
 
@@ -456,12 +472,12 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         `x_t` as the last step would have made it, had it known the estimate at its end. The step is linear in the
         estimates, so the same noise is kept.
         """
-        start, used_x_0, used_coefficients = self._last_step
-        x_0, coefficients = self._mean_estimate(t, start)
+        start, used_x_0, used_coefficients, stochasticity = self._last_step
+        x_0, coefficients = self._mean_estimate(t, start, *stochasticity)
         x_0 = x_0 - used_x_0
         coefficients = None if coefficients is None else coefficients - used_coefficients
         noise = self.process.noise(torch.zeros_like(x_0), x_0, coefficients, start)
-        change, _ = self.process.posterior(x_0, coefficients, noise, t, start, self.config.eta)
+        change, _ = self.process.posterior(x_0, coefficients, noise, t, start, *stochasticity)
         return x_t + change
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:

@@ -373,10 +373,10 @@ def test_the_error_falls_with_the_order(solver_order, corrector, least_ratio):
     assert errors[0] / errors[1] > least_ratio
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-def test_the_corrector_keeps_the_fresh_noise_of_the_step(eta):
-    scheduler = DDMScheduler(solver_order=2, eta=eta, clip_sample=False)
-    scheduler.set_timesteps(timesteps=[900, 500, 200])
+@pytest.mark.parametrize("eta, churn", [(0.0, 4.0), (0.6, 1.0), (1.0, 1.0), (1.0, 4.0)])
+def test_the_corrector_keeps_the_fresh_noise_of_the_step(eta, churn):
+    scheduler = DDMScheduler(solver_order=2, eta=eta, churn=churn, clip_sample=False)
+    scheduler.set_timesteps(timesteps=[900, 500, 200, 100])
     x, images = draw(1, 2, 8, dtype=torch.float64), [draw(1, 2, 8, seed=i, dtype=torch.float64) for i in (1, 2)]
     y, generator = x, torch.Generator().manual_seed(5)
     for timestep, image in zip(scheduler.timesteps, images, strict=False):
@@ -387,12 +387,14 @@ def test_the_corrector_keeps_the_fresh_noise_of_the_step(eta):
     def step(x_t, t, s, weights, fresh_noise):
         image = weights[0] * images[1] + weights[1] * images[0]
         noise = (x_t - (1 - t) * image) / t**0.5
-        mean, std = scheduler.process.posterior(image, None, noise, s, t, eta)
+        mean, std = scheduler.process.posterior(image, None, noise, s, t, eta, churn)
         return mean + std * fresh_noise
+
+    def weights(*args, **options):
+        return scheduler.process.extrapolation_weights(*args, **options, eta=eta, churn=churn)
 
     generator = torch.Generator().manual_seed(5)
     fresh = [torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta else 0 for _ in range(2)]
-    weights = scheduler.process.extrapolation_weights
     corrected = step(x, 0.9, 0.5, weights(0.5, [0.5, 0.9], t=0.9), fresh[0])
     expected = step(corrected, 0.5, 0.2, weights(0.2, [0.5, 0.9]), fresh[1])
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
@@ -589,9 +591,11 @@ def test_a_list_of_generators_equals_one_by_one():
         assert torch.equal(together[i : i + 1], alone)
 
 
-@pytest.mark.parametrize("eta, num_draws", [(1.0, 3), (0.5, 3), (0.0, 0)])
-def test_noise_is_drawn_for_every_step_but_the_last_unless_deterministic(eta, num_draws):
-    scheduler = DDMScheduler(eta=eta)
+@pytest.mark.parametrize(
+    "solver_order, eta, num_draws", [(1, 1.0, 3), (1, 0.5, 3), (1, 0.0, 0), (2, 1.0, 2), (3, 0.5, 2), (2, 0.0, 0)]
+)
+def test_noise_is_drawn_up_to_the_end_unless_deterministic(solver_order, eta, num_draws):
+    scheduler = DDMScheduler(solver_order=solver_order, eta=eta)
     scheduler.set_timesteps(4)
     generator, reference = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     x = draw(2, 3, 4)
@@ -698,6 +702,7 @@ def test_save_and_load(options, tmp_path):
         ({"eta": 1.5}, ("`eta`", "1.5", "[0, 1]")),
         ({"eta": -0.1}, ("`eta`", "-0.1", "[0, 1]")),
         ({"eta": math.nan}, ("`eta`", "nan", "[0, 1]")),
+        ({"churn": 0.0}, ("`churn`", "0.0", "above 0")),
         ({"attenuation": "cosine"}, ("`attenuation`", "'cosine'", "'constant'", "'linear'")),
         ({"noise_schedule": "cosine"}, ("`noise_schedule`", "'cosine'", "'sqrt'", "'linear'")),
         ({"time_grid": "karras"}, ("`time_grid`", "'karras'", "'uniform'", "'power'")),

@@ -73,7 +73,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             Whether a step also takes the last one again with the estimate at its end, as UniPC does (arXiv 2302.04867):
             no further evaluation. Only with `solver_order` above 1 and `extrapolation="time"`.
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
-        churn (`float`, defaults to 4.0):
+        churn (`float`, defaults to 3.0):
             How fast noise is exchanged for fresh noise where `eta` lets it be, in multiples of the Wiener process's own
             speed (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with the old
             noise. Only with `solver_order` above 1, where the last but one step draws no noise, since a single evaluation
@@ -115,7 +115,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         extrapolation: Extrapolation = "time",
         corrector: bool = True,
         eta: float = 1.0,
-        churn: float = 4.0,
+        churn: float = 3.0,
         time_grid: Literal["uniform", "power", "ratio"] = "ratio",
         rho: float = 2.0,
         t_min: float = 1e-4,

@@ -368,7 +368,17 @@ GRIDS = {
 }
 
 
-DDM_OPTIONS = ("noise_schedule", "solver_order", "extrapolation", "corrector", "eta", "time_grid", "rho", "t_min")
+DDM_OPTIONS = (
+    "noise_schedule",
+    "solver_order",
+    "extrapolation",
+    "corrector",
+    "eta",
+    "churn",
+    "time_grid",
+    "rho",
+    "t_min",
+)
 
 
 def ddm(name, **options):

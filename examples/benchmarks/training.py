@@ -96,7 +96,7 @@ DDM_SAMPLERS = {
     "paper": PAPER,
     "no clipping": {"clip_sample": False},
     "eta 0": {"eta": 0.0},
-    "eta 0.5": {"eta": 0.5},
+    "churn 1": {"churn": 1.0},
     "uniform": {"time_grid": "uniform"},
     "power": POWER,
     "no corrector": {"corrector": False},

@@ -73,11 +73,11 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             Whether a step also takes the last one again with the estimate at its end, as UniPC does (arXiv 2302.04867):
             no further evaluation. Only with `solver_order` above 1 and `extrapolation="time"`.
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
-        churn (`float`, defaults to 3.0):
+        churn (`float`, *optional*):
             How fast noise is exchanged for fresh noise where `eta` lets it be, in multiples of the Wiener process's own
             speed (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with the old
-            noise. Only with `solver_order` above 1, where the last but one step draws no noise, since a single evaluation
-            is left to take it away.
+            noise. By default a fifth of the number of steps, but at least 1 and at most 4, since it takes steps to take
+            fresh noise away. Only with `solver_order` above 1, where the last but one step draws none at all.
         time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"ratio"`):
             `t_i = 1 - i / N`, the paper's; `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0; or
             the times at which `sigma_t / alpha_t = s^1.5 / (1 - s)` for `s = 1 - i / (N + 1/2)`, then 0: near t = 1
@@ -115,7 +115,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         extrapolation: Extrapolation = "time",
         corrector: bool = True,
         eta: float = 1.0,
-        churn: float = 3.0,
+        churn: float | None = None,
         time_grid: Literal["uniform", "power", "ratio"] = "ratio",
         rho: float = 2.0,
         t_min: float = 1e-4,
@@ -146,7 +146,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             solver_order=solver_order,
         )
         _check(0 <= eta <= 1, "in [0, 1]", eta=eta)
-        _check(churn > 0, "above 0", churn=churn)
+        _check(churn is None or churn > 0, "None or above 0", churn=churn)
         _check(time_grid in TIME_GRIDS, f"one of {TIME_GRIDS}", time_grid=time_grid)
         _check(rho > 0, "above 0", rho=rho)
         _check(0 < t_min < 1, "in (0, 1)", t_min=t_min)
@@ -458,7 +458,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             return self.config.eta, 1.0
         if self._step_index == self.num_inference_steps - 2:
             return 0.0, 1.0
-        return self.config.eta, self.config.churn
+        churn = self.config.churn
+        return self.config.eta, min(max(self.num_inference_steps / 5, 1), 4) if churn is None else churn
 
     def _mean_estimate(self, s: float, t: float, eta: float, churn: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The clean sample and the coefficients that stand for the step from t to s, by all estimates that are kept."""

@@ -400,6 +400,16 @@ def test_the_corrector_keeps_the_fresh_noise_of_the_step(eta, churn):
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("num_steps, churn", [(3, 1.0), (5, 1.0), (10, 2.0), (20, 4.0), (40, 4.0)])
+def test_noise_is_exchanged_faster_the_more_steps_there_are(num_steps, churn):
+    x, results = draw(1, 2, 8), []
+    for options in ({}, {"churn": churn}, {"churn": 1.5 * churn}):
+        scheduler = DDMScheduler(**options)
+        scheduler.set_timesteps(num_steps)
+        results.append(run(scheduler, x, lambda x, t: toy_output(x), torch.Generator().manual_seed(0))[0])
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
 def test_ratio_grid(noise_schedule):
     scheduler = DDMScheduler(time_grid="ratio", noise_schedule=noise_schedule)
@@ -702,7 +712,7 @@ def test_save_and_load(options, tmp_path):
         ({"eta": 1.5}, ("`eta`", "1.5", "[0, 1]")),
         ({"eta": -0.1}, ("`eta`", "-0.1", "[0, 1]")),
         ({"eta": math.nan}, ("`eta`", "nan", "[0, 1]")),
-        ({"churn": 0.0}, ("`churn`", "0.0", "above 0")),
+        ({"churn": 0.0}, ("`churn`", "0.0", "None or above 0")),
         ({"attenuation": "cosine"}, ("`attenuation`", "'cosine'", "'constant'", "'linear'")),
         ({"noise_schedule": "cosine"}, ("`noise_schedule`", "'cosine'", "'sqrt'", "'linear'")),
         ({"time_grid": "karras"}, ("`time_grid`", "'karras'", "'uniform'", "'power'")),

@@ -23,7 +23,8 @@ def read_images(name: str, image: PipelineImageInput, channels: int) -> torch.Te
         name (`str`): The name of the argument, for messages.
         image: A PIL image, an array `(height, width, channels)` or a tensor `(channels, height, width)` in [0, 1], without
             the channels for a grey image; a batch of them with one more dimension in front; or a list of one of these.
-        channels (`int`): How many the images need to have; PIL images are converted if that is 1 or 3.
+        channels (`int`):
+            How many the images need to have; PIL images are converted if that is 1 or 3, and what is transparent is white.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, channels, height, width)`: float32 in [0, 1].
@@ -60,6 +61,19 @@ def read_images(name: str, image: PipelineImageInput, channels: int) -> torch.Te
     if not (low >= 0 and high <= 1):
         raise ValueError(f"`{name}` has values from {low:g} to {high:g}, but they have to be in [0, 1].")
     return pixels
+
+
+def convert_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
+    """The image in mode L or RGB, on white. Pillow by itself cuts 16 bits off at 255 and shows what is transparent."""
+    if image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        if image.mode != "I" or pixels.max() > 255:  # older versions of Pillow open 16-bit files in mode I
+            pixels = (pixels.astype(np.float64) / 257).round().clip(0, 255)
+        image = PIL.Image.fromarray(pixels.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
 
 
 def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -136,7 +150,7 @@ def _convert(name: str, image: PIL.Image.Image, channels: int) -> PIL.Image.Imag
         raise ValueError(
             f"`{name}` is a PIL image of mode {image.mode}, but with {channels} channels only {accepted} are accepted."
         )
-    return image.convert(mode)
+    return image if channels in (2, 4) else convert_mode(image, mode)
 
 
 def _check_array(name: str, image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:

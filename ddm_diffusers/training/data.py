@@ -13,6 +13,8 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from ..pipelines.images import convert_mode
+
 
 def load_digits_dataset() -> Dataset:
     """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships, with columns `image` and `label`."""
@@ -205,7 +207,9 @@ class ImageTransform:
     def _crop(self, image: PILImage.Image, generator: torch.Generator | None) -> PILImage.Image:
         centering = (0.5, 0.5) if self.center_crop else tuple(torch.rand(2, generator=generator).tolist())
         size = (self.resolution, self.resolution)
-        image = ImageOps.fit(_convert(image, self.image_mode), size, PILImage.Resampling.BILINEAR, centering=centering)
+        image = ImageOps.fit(
+            convert_mode(image, self.image_mode), size, PILImage.Resampling.BILINEAR, centering=centering
+        )
         if self.random_flip and torch.rand((), generator=generator) < 0.5:
             image = ImageOps.mirror(image)
         return image
@@ -214,19 +218,6 @@ class ImageTransform:
 def _name(value: dict | None) -> str:
     """What to call an undecoded image in a message."""
     return (value or {}).get("path") or "without a path"
-
-
-def _convert(image: PILImage.Image, mode: str) -> PILImage.Image:
-    """The image in mode L or RGB. Pillow by itself cuts 16 bits off at 255 and shows what is transparent."""
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        if image.mode != "I" or pixels.max() > 255:  # older versions of Pillow open 16-bit files in mode I
-            pixels = (pixels.astype(np.float64) / 257).round().clip(0, 255)
-        image = PILImage.fromarray(pixels.astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
 
 
 def _find_classes(dataset: Dataset | IterableDataset) -> tuple[list[str], dict]:

@@ -104,6 +104,16 @@ def test_grey_conditions_need_no_channel(pipeline):
         torch.testing.assert_close(pipe(each, generator=seeded(), **arguments).images, expected, rtol=0, atol=1e-6)
 
 
+def test_what_is_transparent_is_white(pipeline):
+    pipe, arguments = pipeline(), {"num_inference_steps": 2, "output_type": "np"}
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype="uint8")
+    pixels[..., 3] = 255 * (np.arange(8) < 4)  # the right half
+    on_white = np.where(pixels[..., 3:] == 0, 255, pixels[..., :3])
+    images = [PIL.Image.fromarray(each) for each in (pixels, on_white)]
+    results = [pipe(image, generator=seeded(), **arguments).images for image in images]
+    assert np.array_equal(*results)
+
+
 def test_four_channels_are_no_latents(pipeline):
     pipe = pipeline(conditioning_channels=4)
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype="uint8"), "RGBA")

@@ -16,9 +16,9 @@ which may be stopped when the file is there, since what follows are that script'
 
 Samples, distances and floors are those of the two scripts. Of the exact models every setting of diffusers' schedulers runs
 with the first seed, and the best of each with the others. Under the trained model each is screened with
-`--num_screening_samples`, and the best then run with `--num_samples`, as DDIM, DPM-Solver++ and UniPC do in any case. What
-counts is the distance above the floor, which is what true images score: that of the swapped scheduler with its defaults,
-over that of the best of diffusers' schedulers at the same number of evaluations.
+`--num_screening_samples`, and the best then run with `--num_samples`, as DDIM, UniPC, DPM-Solver++ and its stochastic variant
+do in any case. What counts is the distance above the floor, which is what true images score: that of the swapped scheduler
+with its defaults, over that of the best of diffusers' schedulers at the same number of evaluations.
 """
 
 import argparse
@@ -45,7 +45,7 @@ TO_REACH = {
     "trained": {5: 0.6, 10: 1.0, 20: 1.0},
 }
 DEFAULT = training.OURS + "default"
-ALWAYS = ("DDIM", "DPM++ 2M", "UniPC")
+ALWAYS = ("DDIM", "DPM++ 2M", "SDE-DPM++ 2M", "UniPC")
 
 
 # ---------------------------------------------------------------------------------------------------------- exact models

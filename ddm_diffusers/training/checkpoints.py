@@ -74,11 +74,7 @@ class Checkpoints:
     def _check_settings(self, checkpoint: Path) -> None:
         path = checkpoint / SETTINGS_NAME
         saved = json.loads(path.read_text()) if path.is_file() else {}
-        differences = [
-            f"{key}: {saved.get(key)!r} there, {self.settings.get(key)!r} now"
-            for key in sorted(saved.keys() | self.settings.keys())
-            if saved.get(key) != self.settings.get(key)
-        ]
+        differences = _differences(saved, self.settings)
         if differences:
             raise ValueError(
                 f"`--resume_from_checkpoint` is {checkpoint.name!r}, but that run had other settings. Give the same ones,"
@@ -161,6 +157,18 @@ def replace_contents(folder: Path, write: Callable[[Path], None]) -> None:
             os.replace(new, old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _differences(there: dict, now: dict, prefix: str = "") -> list[str]:
+    """What differs between two settings, key by key, also within those that have keys of their own."""
+    differences = []
+    for key in sorted(there.keys() | now.keys()):
+        a, b = there.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            differences += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            differences.append(f"{prefix}{key}: {a!r} there, {b!r} now")
+    return differences
 
 
 def _failure(accelerator: Accelerator, write: Callable[[], None]) -> str | None:

@@ -446,10 +446,11 @@ def test_other_settings_are_refused_and_nothing_is_touched(options, whole, tmp_p
         "noise_schedule: 'sqrt' there, 'linear' now",
         "total_batch_size: 8 there, 4 now",
         "learning_rate: 0.001 there, 0.0001 now",
-        "model: {",
+        "; model.block_out_channels: [8, 16] there, [8, 32] now; model.noise_schedule: 'sqrt' there, 'linear' now;",
     ):
         assert part in message
-    assert "random_flip" not in message  # is the same
+    for same in ("random_flip", "layers_per_block"):
+        assert same not in message
     assert contents(out) == before
 
 

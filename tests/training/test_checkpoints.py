@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ddm_diffusers.training import Checkpoints, replace_contents
 
 
-SETTINGS = {"resolution": 8, "model": {"channels": (8, 16)}, "flip": None}
+SETTINGS = {"resolution": 8, "model": {"channels": (8, 16), "dropout": 0.5}, "flip": None}
 
 
 class Saver:
@@ -169,17 +169,16 @@ def test_finding(tmp_path, rejects):
 
 def test_other_settings_are_refused_with_a_list_of_all_differences(tmp_path, rejects):
     Saver(tmp_path, {**SETTINGS, "gone": 1}).save(1)
-    other = {"resolution": 16, "model": {"channels": (8, 32)}, "flip": None, "added": "yes"}
+    model = {"channels": (8, 32), "dropout": 0.5, "heads": 2}
+    other = {"resolution": 16, "model": model, "flip": None, "added": "yes"}
     for name in ("latest", "checkpoint-1"):
         with rejects(
             "'checkpoint-1', but that run had other settings",
-            "resolution: 8 there, 16 now",
-            "model: {'channels': [8, 16]} there, {'channels': [8, 32]} now",
-            "gone: 1 there, None now",
-            "added: None there, 'yes' now",
+            "another --output_dir. added: None there, 'yes' now; gone: 1 there, None now; model.channels: [8, 16] there, [8,"
+            " 32] now; model.heads: None there, 2 now; resolution: 8 there, 16 now",
         ):
             Checkpoints(tmp_path, other).find(name)
-    same = {"flip": None, "model": {"channels": [8, 16]}, "resolution": 8, "gone": 1}
+    same = {"flip": None, "model": {"dropout": 0.5, "channels": [8, 16]}, "resolution": 8, "gone": 1}
     assert Checkpoints(tmp_path, same).find("latest") == tmp_path / "checkpoint-1"
 
 

@@ -57,7 +57,7 @@ class DDMPipeline(DecoupledPipeline):
         num_classes = self.unet.config.num_class_embeds
         if class_labels is None and num_classes is not None:
             raise ValueError(
-                f"`class_labels` is None, but the model is class-conditional and needs labels in [0, {num_classes - 1}]."
+                f"`class_labels` is None, but the model is class-conditional and needs labels from 0 to {num_classes - 1}."
             )
 
     def _latents_shape(self, batch_size: int) -> tuple[int, int, int, int]:

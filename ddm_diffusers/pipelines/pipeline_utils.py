@@ -143,12 +143,12 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
             labels = labels.expand(batch_size)
         if not whole or labels.shape != (batch_size,):
             raise ValueError(
-                f"`class_labels` is {class_labels}, but has to be a whole number, or one for each of the {batch_size}"
-                " images of `batch_size`."
+                f"`class_labels` is {class_labels}, but has to be one whole number for all images, or a list of {batch_size},"
+                " one for each image."
             )
         num_classes = self.unet.config.num_class_embeds
         if labels.min() < 0 or labels.max() >= num_classes:
-            raise ValueError(f"`class_labels` is {class_labels}, but labels have to be in [0, {num_classes - 1}].")
+            raise ValueError(f"`class_labels` is {class_labels}, but labels go from 0 to {num_classes - 1}.")
         return labels.to(device=device, dtype=torch.long)
 
     def prepare_class_kwargs(self, class_labels: torch.Tensor | None) -> dict:

@@ -136,10 +136,7 @@ def main(args):
                 run.upload(pipeline, settings)
 
     # The result, as a user would load it
-    pipeline = make_pipeline()
-    if accelerator.is_main_process:
-        run.finish(pipeline, settings)
-    accelerator.end_training()
+    run.finish(make_pipeline(), settings)
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ class ImageTransform:
 
     Attributes:
         class_names (`list[str]` or `None`): What the labels 0, 1, ... stand for.
+        colour_lost (`bool`): Whether an image in colour was made grey for no other reason than that the first one is.
         dataset: The data set with undecoded images; rows of a `datasets.Dataset` are transformed on access.
 
     Raises:
@@ -145,6 +146,8 @@ class ImageTransform:
         self.class_dropout_prob = class_dropout_prob
         self.to_tensor = VaeImageProcessor(do_resize=False)
         self.image_mode = image_mode or self._mode_of_first(dataset)
+        self._mode_was_asked_for = image_mode is not None
+        self.colour_lost = False
         self.dataset = dataset if streamed else dataset.with_transform(self)
 
     @property
@@ -167,7 +170,10 @@ class ImageTransform:
         """
         values = rows[self.image_column]
         generators = generators or [None] * len(values)
-        images = [self._crop(self._decode(value), g) for value, g in zip(values, generators, strict=True)]
+        images = [self._decode(value) for value in values]
+        if self.image_mode == "L" and not self._mode_was_asked_for:
+            self.colour_lost = self.colour_lost or not all(map(_is_grey, images))
+        images = [self._crop(image, generator) for image, generator in zip(images, generators, strict=True)]
         batch = {"pixel_values": list(self.to_tensor.preprocess(images))}
         if self.class_names is not None:
             labels = [self._class_index(*pair) for pair in zip(rows["label"], values, strict=True)]
@@ -181,11 +187,9 @@ class ImageTransform:
         error = None
         for row in itertools.islice(dataset, 100):
             try:
-                mode = self._decode(row[self.image_column]).mode
+                return "L" if _is_grey(self._decode(row[self.image_column])) else "RGB"
             except ValueError as raised:
                 error = error or raised
-                continue
-            return "L" if mode in ("1", "L", "LA", "La") or mode.startswith("I") else "RGB"
         raise error or ValueError("`dataset` is empty, but at least one image is needed.")
 
     def _class_index(self, label, value: dict | None) -> int:
@@ -218,6 +222,10 @@ class ImageTransform:
 def _name(value: dict | None) -> str:
     """What to call an undecoded image in a message."""
     return (value or {}).get("path") or "without a path"
+
+
+def _is_grey(image: PILImage.Image) -> bool:
+    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
 def _find_classes(dataset: Dataset | IterableDataset) -> tuple[list[str], dict]:
@@ -253,7 +261,9 @@ class TrainingBatches(torch.utils.data.IterableDataset):
     - `examples`: what to call each of them, `(epoch, number of the row)`; of a stream the number is that of the shuffled
       row;
     - `position`: `(epoch, offset)` of the example that follows on the batches of all processes, where to go on;
-    - `bad_images`: messages about the images that did not decode, in whose place others of the batch stand.
+    - `bad_images`: the images that did not decode, in whose place others of the batch stand: for each what
+      identifies it, in every epoch unless a stream has no paths, and a message;
+    - `colour_lost`: as of the transform.
 
     Args:
         transform ([`ImageTransform`]): With its data set.
@@ -337,9 +347,9 @@ class TrainingBatches(torch.utils.data.IterableDataset):
                 message = f"{str(error).rstrip('.')}. It is {names[i]} as (epoch, row)."
                 if not self.skip_bad_images:
                     raise ValueError(message) from error
-                bad.append(message)
+                bad.append((self._identity(row, names[i]), message))
         if not good:
-            raise ValueError(f"None of the {len(batch)} images of a batch is good. {bad[0]}")
+            raise ValueError(f"None of the {len(batch)} images of a batch is good. {bad[0][1]}")
         # others stand in for what does not decode, with the noise of the place that they fill
         chosen = (good * -(-len(batch) // len(good)))[: len(batch)]
         examples = [example for _, example in chosen]
@@ -348,7 +358,14 @@ class TrainingBatches(torch.utils.data.IterableDataset):
             "seeds": [noise_seed for _, noise_seed in seeds],
             "examples": [names[i] for i, _ in chosen],
             "bad_images": bad,
+            "colour_lost": self.transform.colour_lost,
         }
+
+    def _identity(self, row: dict, place: tuple[int, int]) -> str:
+        """What tells an image from others in every epoch; the rows of a stream have other numbers in each."""
+        if not isinstance(self.dataset, IterableDataset):
+            return f"row {place[1]}"
+        return (row[self.transform.image_column][0] or {}).get("path") or str(place)
 
 
 def _first(rows: dict) -> dict:

@@ -5,9 +5,9 @@ import logging
 import math
 import random
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import datasets
@@ -15,28 +15,28 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, gather_object, send_to_device, set_seed
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.optimization import get_scheduler
-from PIL import Image
-from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
-from ..hub import SAMPLES_NAME, TRAINING_FILES, sample_grid
+from ..hub import sample_grid
 from .arguments import settings_that_matter
-from .checkpoints import PREFIX, Checkpoints, replace_contents
+from .checkpoints import PREFIX, Checkpoints
 from .data import ImageTransform, TrainingBatches
-from .results import save_trained_pipeline
+from .loading import BatchLoader
+from .results import ResultsMixin
 from .sharding import WeightAverage, configure_sharding, whole
-from .signals import StopSignal, ignore_signals
-from .tracking import Tracking, tolerating_failures
+from .signals import StopSignal
+from .steps import StepRecord
+from .tracking import Tracking
 from .upload import HubUploader
 
 
 logger = get_logger(__name__, log_level="INFO")
 
 
-class TrainingRun:
+class TrainingRun(ResultsMixin):
     """
     A training run with everything but its objective: processes and precision through Accelerate, the optimizer and the
     average of the weights, data, checkpoints, signals, logs, uploads.
@@ -93,7 +93,7 @@ class TrainingRun:
 
         # Every process draws the weights of the model from the same seed.
         seed = args.seed if args.seed is not None else random.SystemRandom().randrange(2**31)
-        self.seed = gather_object([seed])[0] if self.accelerator.num_processes > 1 else seed
+        self.seed = self._gather([seed])[0]
         set_seed(self.seed)
 
         self.uploader = None
@@ -107,9 +107,11 @@ class TrainingRun:
         self.global_step = 0
         self.best = math.inf
         self.bad_images = 0
+        self._bad_image_names = set()
         self._pictured_step = 0
         self.tracking = Tracking(self.accelerator, name, args)
         self._stop_signal = StopSignal()
+        self._until_finished = ExitStack()
 
     # ------------------------------------------------------------------------------------------------------------ set-up
     def prepare(self, model: ModelMixin, transform: ImageTransform) -> torch.nn.Module:
@@ -191,9 +193,10 @@ class TrainingRun:
         self.tracking.start(self.global_step)
 
         images = "a stream of images" if self.num_images is None else f"{self.num_images:,} images"
+        size = f"{transform.channels} x {args.resolution} x {args.resolution}"
         logger.info(
-            f"Training {self.num_parameters:,} parameters on {images} for {self.max_train_steps:,} steps of"
-            f" {self.total_batch_size} images, seed {self.seed}"
+            f"Training {self.num_parameters:,} parameters on {images} of {size}"
+            f" ({'grey' if transform.channels == 1 else 'colour'}) for {self.max_train_steps:,} steps of {self.total_batch_size} images, seed {self.seed}"
         )
         if 2 * args.lr_warmup_steps > self.max_train_steps:
             logger.warning(
@@ -224,6 +227,7 @@ class TrainingRun:
             "seed": self.seed,
             "best": self.best,
             "bad_images": self.bad_images,
+            "bad_image_names": sorted(self._bad_image_names),
             "pictured_step": self._pictured_step,
             "tracker_ids": self.tracking.ids,
         }
@@ -231,6 +235,7 @@ class TrainingRun:
     def load_state_dict(self, state: dict) -> None:
         self.global_step, self._position, self.seed = state["global_step"], tuple(state["position"]), state["seed"]
         self.best, self.bad_images, self._pictured_step = state["best"], state["bad_images"], state["pictured_step"]
+        self._bad_image_names = set(state["bad_image_names"])
         self.tracking.ids = state["tracker_ids"]
 
     # ----------------------------------------------------------------------------------------------------------- the loop
@@ -239,8 +244,9 @@ class TrainingRun:
         Batches on the device until `max_train_steps`, each with `generators`, one for the noise of each example.
 
         Between them happens what belongs to the end of a step. A SIGTERM or Ctrl-C ends the run after the step that is
-        under way: it saves a checkpoint and exits with 128 and the number of the signal. A second one, some seconds later,
-        ends it at once.
+        under way: it saves a checkpoint and exits with 128 and the number of the signal. After the last step it is
+        [`~TrainingRun.finish`] that does so, when the result is there. A second one, some seconds later, ends the run at
+        once.
         """
         args, accelerator = self.args, self.accelerator
         batches = TrainingBatches(
@@ -253,14 +259,7 @@ class TrainingRun:
             skip_bad_images=args.skip_bad_images,
             shuffle_buffer_size=args.shuffle_buffer_size,
         )
-        dataloader = torch.utils.data.DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # else it draws from the one of the dropout, once more for each resumption
-            worker_init_fn=ignore_signals,
-        )
+        self._batches = BatchLoader(batches, accelerator.device, args.dataloader_num_workers)
         progress_bar = tqdm(
             total=self.max_train_steps,
             initial=self.global_step,
@@ -268,27 +267,30 @@ class TrainingRun:
             unit="step",
             smoothing=0.05,
         )
-        self.model.train()
+        with ExitStack() as signals:
+            signals.enter_context(self._stop_signal)
+            with progress_bar as self._progress_bar:
+                if self.global_step < self.max_train_steps:
+                    yield from self._steps()
+                else:
+                    logger.info(f"No step is left to do after {self.global_step:,}: the result is saved again")
+            self._until_finished = signals.pop_all()  # a signal is noted until the result is there
+        if self.bad_images:
+            logger.info(
+                f"Skipped {len(self._bad_image_names):,} bad images, which were drawn {self.bad_images:,} times"
+            )
+
+    def _steps(self) -> Iterator[dict]:
         self._begin_step()
-        with self._stop_signal, progress_bar as self._progress_bar:
-            if self.global_step >= self.max_train_steps:
-                return
-            for batch in dataloader:
-                # a DataLoader makes lists of tuples
-                self._next_position = tuple(batch.pop("position"))
-                self._examples.extend(map(tuple, batch.pop("examples")))
-                for message in batch.pop("bad_images"):
-                    self._new_bad_images += 1
-                    logger.warning(f"Skipped: {message}", main_process_only=False)
-                batch = send_to_device(batch, accelerator.device, non_blocking=True)
-                batch["generators"] = [
-                    torch.Generator(accelerator.device).manual_seed(seed) for seed in batch.pop("seeds")
-                ]
-                yield batch
-                if self.step_ended:
-                    self._end_step()
-                    if self.global_step >= self.max_train_steps:
-                        break
+        for batch in self._batches:
+            if self._batches.failure is not None and self.sharding == "DEEPSPEED":
+                raise self._batches.failure  # its update comes with the gradient, too soon to drop the step
+            yield batch
+            if self.step_ended:
+                self._end_step()
+                if self.global_step >= self.max_train_steps:
+                    return
+                self._begin_step()
 
     def accumulate(self):
         """The context of [`~TrainingRun.optimize`] and of what is differentiated, for several batches to a step."""
@@ -314,26 +316,26 @@ class TrainingRun:
         Raises:
             FloatingPointError: the loss or its gradient is not finite and no loss scaler is there to cope with it. The
                 weights are as they were before; the state is saved in `nonfinite-{step}`.
+            RuntimeError: a process could not load a batch. The state before this step is saved as a checkpoint.
         """
-        accelerator = self.accelerator
-        values = {"loss": loss.detach(), **(parts or {})}
+        accelerator, batches = self.accelerator, self._batches
         accelerator.backward(loss)
-        values = torch.stack([value.float() for value in values.values()]) / self.accumulation_steps
-        self._sums = values if self._sums is None else self._sums + values
+        self._record.add({"loss": loss, **(parts or {})})
         if accelerator.sync_gradients:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-            if isinstance(norm, DTensor):
-                norm = norm.full_tensor()
-            norm = torch.as_tensor(norm, dtype=torch.float32, device=self._sums.device)  # a float from DeepSpeed
-            means = accelerator.reduce(torch.cat([self._sums, norm.reshape(1)]), "mean")
-            sums = torch.tensor([float(self._stop_signal.number or 0), self._new_bad_images], device=means.device)
-            # the one time in a step that the device is waited for
-            *means, stop, bad_images = torch.cat([means, accelerator.reduce(sums, "sum")]).tolist()
-            self._stop = stop > 0
-            self.bad_images += int(bad_images)
-            self._logs = dict(zip(["loss", *(parts or {}), "grad_norm"], means, strict=True))
-            if not all(map(math.isfinite, means)) and not self.scales_loss:
+            new = {name: message for name, message in batches.bad_images if name not in self._bad_image_names}
+            counts = [batches.failure is not None, self._stop_signal.number or 0, len(batches.bad_images), len(new)]
+            self._logs, (failed, stop, num_bad, num_new) = self._record.reduce(
+                accelerator, self.accumulation_steps, norm, counts
+            )
+            if failed:
+                self._stop_at_failed_load()
+            if not all(map(math.isfinite, self._logs.values())) and not self.scales_loss:
                 self._stop_at_nonfinite()
+            self._stop = stop > 0
+            self.bad_images += int(num_bad)
+            if num_new:
+                self._name_bad_images(new)
         self.optimizer.step()
         if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
             self.lr_scheduler.step()
@@ -342,21 +344,27 @@ class TrainingRun:
         self.optimizer.zero_grad()
         if accelerator.sync_gradients:
             self.global_step += 1
-            self._position = self._next_position
-            self._seconds = time.perf_counter() - self._began  # without what is drawn and evaluated after the step
+            self._position = batches.position
+            self._record.end()  # without what is drawn and evaluated after the step
 
     def _begin_step(self) -> None:
-        self._sums, self._examples, self._new_bad_images, self._began = None, [], 0, time.perf_counter()
-        # for a state that reproduces the step
-        self._random_state = torch.get_rng_state()
-        self._cuda_random_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        self.model.train()
+        self._batches.begin_step()
+        self._record = StepRecord()
+
+    def _name_bad_images(self, new: dict[str, str]) -> None:
+        """Tell of images that were not skipped before, on whichever process. Every process knows of all of them."""
+        new = dict(self._gather(list(new.items())))
+        for message in new.values():
+            logger.warning(f"Skipped: {message}")
+        self._bad_image_names |= new.keys()
 
     def _end_step(self) -> None:
         """After what the script did at the end of a step: log, save, stop."""
         args, accelerator = self.args, self.accelerator
         logs = self._logs | {
             "lr": self.lr_scheduler.get_last_lr()[0],
-            "images_per_second": self.total_batch_size / self._seconds,
+            "images_per_second": self.total_batch_size / self._record.seconds,
         }
         if accelerator.optimizer_step_was_skipped:
             logs["skipped"] = 1.0  # by the loss scaler, which found the gradient not finite
@@ -369,17 +377,14 @@ class TrainingRun:
         )
         if self._stop:
             self._stop_at_signal()
-        if self.global_step % args.checkpointing_steps == 0:
+        if self.global_step % args.checkpointing_steps == 0 or self.global_step >= self.max_train_steps:
             if self.checkpoints.save(accelerator, f"{PREFIX}{self.global_step}") is not None:
                 self.tracking.restart(self.global_step)  # there is room on the disk again
-        self.model.train()
-        self._begin_step()
 
     # ------------------------------------------------------------------------------------------------------ its early ends
     def _stop_at_signal(self) -> None:
         path = self.checkpoints.save(self.accelerator, f"{PREFIX}{self.global_step}")
-        number = self._stop_signal.number
-        signals = [number] if self.accelerator.num_processes == 1 else gather_object([number])
+        signals = self._gather([self._stop_signal.number])
         self._progress_bar.close()
         if path is not None:
             logger.warning(f"Saved {path}; --resume_from_checkpoint latest goes on from there")
@@ -388,10 +393,8 @@ class TrainingRun:
 
     def _stop_at_nonfinite(self) -> None:
         """Save the state as it was before this step, and say what was seen in it."""
-        torch.set_rng_state(self._random_state)
-        if self._cuda_random_state is not None:
-            torch.cuda.set_rng_state(self._cuda_random_state)
-        examples = self._examples if self.accelerator.num_processes == 1 else gather_object(self._examples)
+        self._record.restore_random_state()
+        examples = self._gather(self._batches.examples)
         step, name = self.global_step + 1, f"nonfinite-{self.global_step + 1}"
         path = self.checkpoints.save(self.accelerator, name)
         saved = f" --resume_from_checkpoint {name} does this step again." if path is not None else ""
@@ -400,6 +403,23 @@ class TrainingRun:
             f"Step {step} is not finite: {values}. Its images are {_listing(examples)} as (epoch, row). The weights are as"
             f" they were before it.{saved}"
         )
+
+    def _stop_at_failed_load(self) -> None:
+        """Save the state as it was before this step, and say which process could not load its batch, and why."""
+        self._record.restore_random_state()
+        failure = self._batches.failure
+        messages = self._gather([None if failure is None else str(failure)])
+        path = self.checkpoints.save(self.accelerator, f"{PREFIX}{self.global_step}")
+        self._progress_bar.close()
+        message = next(message for message in messages if message is not None)
+        if path is not None:
+            skip = "" if self.args.skip_bad_images else " --skip_bad_images, which leaves bad images out, and"
+            message += f" Saved {path}; with{skip} --resume_from_checkpoint latest the run goes on from there."
+        raise RuntimeError(message) from failure
+
+    def _gather(self, items: list) -> list:
+        """The items of all processes. Every process has to call this."""
+        return items if self.accelerator.num_processes == 1 else gather_object(items)
 
     # ------------------------------------------------------------------------------------------------------------- results
     def trained_model(self) -> ModelMixin:
@@ -415,72 +435,21 @@ class TrainingRun:
             parameter.data.copy_(weight)
         return copy.to(self.accelerator.device).eval()
 
-    def log_images(self, grid: Image.Image, name: str = "samples") -> None:
-        """Save a grid of samples in `samples/` and send it to the trackers. For the main process."""
-        self._pictured_step = self.global_step
-        path = self.output_dir / "samples" / f"step-{self.global_step:07d}.png"
-        with tolerating_failures("saving samples", self.global_step):
-            path.parent.mkdir(exist_ok=True)
-            grid.save(path)
-        self.tracking.log_image(name, grid, path, self.global_step)
-
-    def keep_best(self, distance: float, pipeline: DiffusionPipeline, name: str = "distance") -> None:
-        """Log a distance and, if it is the smallest so far, keep the pipeline in `best/`. For the main process."""
-        self.tracking.log({name: distance}, self.global_step)
-        logger.info(f"Step {self.global_step}: {name} {distance:.4g}, best so far {min(distance, self.best):.4g}")
-        if distance < self.best:
-            with tolerating_failures("keeping the best", self.global_step):
-                replace_contents(self.output_dir / "best", pipeline.save_pretrained)
-                self.best = distance
-
-    def save_pipeline(self, pipeline: DiffusionPipeline, folder: Path, settings: dict) -> Image.Image:
-        """
-        Save a pipeline, load it again as a user would, let it draw what its model card shows, and write that card. A
-        pipeline that is in the folder already is replaced file by file. For the main process.
-
-        Returns:
-            `PIL.Image.Image`: the grid of samples.
-        """
-        return save_trained_pipeline(
-            pipeline,
-            folder,
-            self.args,
-            script=self.name,
-            sample_grid=self.sample_grid,
-            repo_id=self.uploader.repo_id if self.uploader is not None else str(self.output_dir),
-            settings={
-                "parameters": self.num_parameters,
-                "steps": self.global_step,
-                "batch size": self.total_batch_size,
-                "learning rate": self.args.learning_rate,
-                "seed": self.seed,
-                **settings,
-            },
-        )
-
-    def upload(self, pipeline: DiffusionPipeline, settings: dict) -> None:
-        """Upload a pipeline in the background, with its model card, while training goes on. For the main process."""
-        step = self.global_step
-        with tolerating_failures("the upload", step), self.uploader.snapshot(f"Step {step}") as folder:
-            self.save_pipeline(pipeline, folder, settings)
-
     def finish(self, pipeline: DiffusionPipeline, settings: dict) -> None:
-        """Save the result, upload it if that is asked for, and end the trackers. For the main process."""
-        args = self.args
-        grid = self.save_pipeline(pipeline, self.output_dir, settings)
-        if self._pictured_step < self.global_step:
-            self.log_images(grid)
-        logger.info(
-            f"Saved the pipeline in {self.output_dir} and {args.eval_batch_size} samples in"
-            f" {self.output_dir / SAMPLES_NAME}"
-        )
-        if self.uploader is not None:
-            logger.info(
-                f"Uploading it to {self.uploader.repo_id}; if that fails, push_to_hub uploads it from there later"
-            )
-            ignored = [*TRAINING_FILES, f"{args.logging_dir}/*"]
-            self.uploader.upload(self.output_dir, f"Trained for {self.global_step} steps", ignored)
-            self.uploader.close()
+        """
+        Save the result, upload it if that is asked for, and end the trackers. Every process calls this. If a signal came
+        after the last step, the process then exits with 128 and its number.
+
+        Args:
+            pipeline ([`~diffusers.DiffusionPipeline`]): The result, with [`~TrainingRun.trained_model`].
+            settings (`dict`): What the model card lists besides the settings that all runs have.
+        """
+        with self._until_finished:
+            if self.accelerator.is_main_process:
+                self.save_result(pipeline, settings)
+            self.tracking.end(self.global_step)
+        if self._stop_signal.number is not None:
+            sys.exit(128 + self._stop_signal.number)
 
 
 def _listing(items: list, most: int = 64) -> str:

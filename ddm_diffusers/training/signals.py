@@ -1,5 +1,5 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""SIGTERM and Ctrl-C end a run after the step that is under way, so that its state can be saved first."""
+"""SIGTERM and Ctrl-C end a run when its state is saved: after the step that is under way, or with the result."""
 
 import signal
 import threading
@@ -17,7 +17,7 @@ SECOND_SIGNAL_SECONDS = 5
 
 class StopSignal:
     """
-    A context in which SIGTERM and Ctrl-C are noted. A second one, some seconds later, does what it would do elsewhere.
+    A context in which SIGTERM and Ctrl-C are noted. A second one, some seconds later, ends the process at once.
 
     Attributes:
         number (`int` or `None`): The signal that came.
@@ -41,11 +41,15 @@ class StopSignal:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # launchers pass a signal on to processes that have it already: a second one counts when it comes later
         if self.number is not None and time.monotonic() - self._time > SECOND_SIGNAL_SECONDS:
-            signal.signal(number, self._previous_handlers[number])
+            # not a KeyboardInterrupt, after which Python waits for an upload that is under way
+            signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         elif self.number is None:
             self.number, self._time = number, time.monotonic()
-            logger.warning(f"{signal.Signals(number).name}: the run stops after this step and saves its state first")
+            logger.warning(
+                f"{signal.Signals(number).name}: the run ends once it is saved; a second one, after more than"
+                f" {SECOND_SIGNAL_SECONDS} seconds, ends it at once"
+            )
 
 
 def ignore_signals(worker_index: int) -> None:

@@ -5,6 +5,7 @@ what it cannot use it refuses.
 """
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_resuming_continues_from_the_checkpoint(run):
     assert longer.wait() == 1 and "max_train_steps: 200 there, 220 now" in longer.output
     assert weights.read_bytes() == uninterrupted
     weights.unlink()
+    shutil.rmtree(folder / "checkpoint-200")
     resumed = start(SCRIPT.name, *arguments, cwd=folder.parent)
     assert resumed.wait() == 0, resumed.output[-4000:]
     assert "Resuming from out/checkpoint-150" in resumed.output

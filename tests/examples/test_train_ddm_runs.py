@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -200,6 +201,21 @@ def evaluated(tmp_path_factory):
     return ["--evaluation_steps", 4, "--evaluation_samples", 400, "--feature_extractor", f"{path}:Pixels"]
 
 
+def halt_during(pattern, run, out):
+    """Halt a run while there is a file or folder of this name."""
+
+    def caught():
+        if not any(out.glob(pattern)):
+            return False
+        run.send(signal.SIGSTOP)  # on a busy machine it may be through by now
+        if any(out.glob(pattern)):
+            return True
+        run.send(signal.SIGCONT)
+        return False
+
+    assert run.until(caught), run.output[-3000:]
+
+
 def kill_during(phase, run, out, delay=0.0, uploads=()):
     """Kill a run in the middle of a phase. What the phase leaves on the disk or in the output proves that it was."""
     assert run.until(lambda: "step/s" in run.output), run.output[-3000:]
@@ -215,17 +231,7 @@ def kill_during(phase, run, out, delay=0.0, uploads=()):
         run.kill()
     else:
         pattern = {"a save": "checkpoint-*.tmp", "keeping the best": "best/new.tmp", "the end": "new.tmp"}[phase]
-
-        def caught():
-            if not any(out.glob(pattern)):
-                return False
-            run.send(signal.SIGSTOP)  # on a busy machine it may be through by now
-            if any(out.glob(pattern)):
-                return True
-            run.send(signal.SIGCONT)
-            return False
-
-        assert run.until(caught), run.output[-3000:]
+        halt_during(pattern, run, out)
         run.kill()
         assert any(out.glob(pattern)), f"too late for {phase}"
     assert run.wait() == -signal.SIGKILL, f"it ended before {phase}: {run.output[-2000:]}"
@@ -287,7 +293,7 @@ def stop_by(number, run, at=3, group=False):
 def assert_stopped(out, run, number):
     (step,) = steps_of(out)
     assert 3 <= step < STEPS
-    assert f"{number.name}: the run stops after this step" in run.output
+    assert f"{number.name}: the run ends once it is saved" in run.output
     assert f"Saved out/checkpoint-{step}; --resume_from_checkpoint latest goes on from there" in run.output
     assert not (out / "model_index.json").exists()
 
@@ -329,6 +335,57 @@ def test_a_signal_to_the_whole_group_saves_first(number, options, tmp_path, proc
     other.mkdir()
     train(*options, "--streaming", "--checkpointing_steps", STEPS, cwd=other)
     assert_same_weights(tmp_path / "out", other / "out")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_after_the_last_step_waits_for_the_result(number, options, whole, tmp_path, processes):
+    out = tmp_path / "out"
+    run = start(SCRIPT, *options, *NEVER, cwd=tmp_path)
+    processes.append(run)
+    halt_during("new.tmp", run, out)
+    run.send(number)
+    run.send(signal.SIGCONT)
+    assert run.wait() == 128 + number
+    assert f"{number.name}: the run ends once it is saved" in run.output
+    assert "Saved the pipeline in out" in run.output and "Traceback" not in run.output
+    assert not list(out.rglob("*.tmp"))
+    assert_same_weights(out, whole)
+
+    # the run can still be resumed, with nothing to do but to save the result
+    shutil.rmtree(out / "unet")
+    output = train(*options, *RESUME, cwd=tmp_path)
+    assert f"Resuming from out/checkpoint-{STEPS}" in output
+    assert f"No step is left to do after {STEPS}: the result is saved again" in output
+    assert_same_weights(out, whole)
+    assert curve(out, "loss") == curve(whole, "loss")
+
+
+@pytest.mark.slow
+def test_a_signal_after_the_last_step_of_two_processes(options, tmp_path, processes):
+    runs = start_distributed(SCRIPT, *options, *NEVER, cwd=tmp_path)
+    processes += runs
+    halt_during("new.tmp", runs[0], tmp_path / "out")
+    runs[0].send(signal.SIGTERM)
+    runs[0].send(signal.SIGCONT)
+    assert [run.wait() for run in runs] == [143, 0]
+    assert "Saved the pipeline in out" in runs[0].output and (tmp_path / "out" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait_for_an_upload(options, tmp_path, processes):
+    arguments = [*options, *NEVER, "--push_to_hub", "--hub_model_id", "user/digits"]
+    with HubServer(token="hf_test") as server:
+        server.fail_next("POST", "/commit/", kind="delay", seconds=60)
+        environment = client_environment(server, tmp_path / "cache", token="hf_test")
+        run = start_command(EXAMPLES / SCRIPT, *arguments, cwd=tmp_path, environment=environment)
+        processes.append(run)
+        assert run.until(lambda: any("/commit/" in path for _, path in server.requests)), run.output[-3000:]
+        run.send(signal.SIGINT)
+        time.sleep(6)
+        assert run.running
+        run.send(signal.SIGINT)
+        assert run.wait(20) == -signal.SIGINT
+    assert (tmp_path / "out" / "model_index.json").is_file()
 
 
 @pytest.mark.slow
@@ -459,7 +516,7 @@ def test_settings_that_do_not_matter_may_differ(options, whole, tmp_path):
     shutil.copytree(whole, out, ignore=shutil.ignore_patterns("checkpoint-18", "checkpoint-24", "unet"))
     other = ["--gradient_accumulation_steps", 2, "--train_batch_size", 4, "--dataloader_num_workers", 1]
     train(*options, *other, "--eval_batch_size", 1, "--checkpoints_total_limit", 1, *RESUME, *NEVER, cwd=tmp_path)
-    assert "checkpoint-12" in {path.name for path in out.iterdir()}
+    assert steps_of(out) == [STEPS]  # the last step is always saved
     assert list(curve(out, "loss")) == list(range(1, STEPS + 1))
 
 
@@ -542,16 +599,22 @@ def test_what_is_logged(whole):
 
 
 def test_the_progress_bar(whole):
+    assert "on 40 images of 1 x 8 x 8 (grey) for 24 steps" in (whole.parent / "output.txt").read_text()
     last = re.findall(r"24/24 \[[^]]*\]", (whole.parent / "output.txt").read_text())[-1]
     assert re.search(r"24/24 \[\d\d:\d\d<\d\d:\d\d, .*images_per_s=\d+, loss=\d\.\d{4}, lr=", last), last
 
 
-def test_bad_images_of_all_processes_are_counted(options, tmp_path):
-    rows = load_digits_dataset().cast_column("image", datasets.Image(decode=False))[:16]["image"]
+def save_with_bad_images(folder, count, *bad):
+    """Digits, of which those of these numbers are cut off."""
+    rows = load_digits_dataset().cast_column("image", datasets.Image(decode=False))[:count]["image"]
     rows = [{"bytes": row["bytes"], "path": f"{i}.png"} for i, row in enumerate(rows)]
-    for number in (3, 4, 11):
+    for number in bad:
         rows[number]["bytes"] = rows[number]["bytes"][:40]
-    datasets.Dataset.from_dict({"image": rows}).save_to_disk(tmp_path / "bad")
+    datasets.Dataset.from_dict({"image": rows}).save_to_disk(folder)
+
+
+def test_bad_images_of_all_processes_are_counted(options, tmp_path):
+    save_with_bad_images(tmp_path / "bad", 16, 3, 4, 11)
     arguments = [*options, "--train_data_dir", tmp_path / "bad", "--train_batch_size", 4, "--max_train_steps", 4]
     run = start(SCRIPT, *arguments, *NEVER, cwd=tmp_path)
     assert run.wait() == 1
@@ -559,9 +622,85 @@ def test_bad_images_of_all_processes_are_counted(options, tmp_path):
     outputs = train_distributed(*arguments, "--skip_bad_images", "--checkpointing_steps", 2, cwd=tmp_path)
     # two epochs of two steps: each bad image is met twice, by one process or by the other
     assert curve(tmp_path / "out", "bad_images")[4] == 6
-    assert sum(output.count("Skipped: The image ") for output in outputs) == 6
-    train_distributed(*arguments, "--skip_bad_images", "--resume_from_checkpoint", "checkpoint-2", cwd=tmp_path)
+    for number in (3, 4, 11):
+        assert outputs[0].count(f"Skipped: The image {number}.png does not decode") == 1
+    assert "Skipped: " not in outputs[1]
+    total = "Skipped 3 bad images, which were drawn 6 times"
+    assert total in outputs[0]
+    arguments += ["--skip_bad_images", "--resume_from_checkpoint", "checkpoint-2"]
+    outputs = train_distributed(*arguments, cwd=tmp_path)
     assert curve(tmp_path / "out", "bad_images")[4] == 6
+    assert "Skipped: " not in outputs[0] and total in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "shared"),
+    [
+        pytest.param(
+            train, ["--train_batch_size", 4, "--gradient_accumulation_steps", 2], id="the second batch of a step"
+        ),
+        pytest.param(
+            train_distributed, ["--train_batch_size", 4, "--dataloader_num_workers", 1], id="the second process"
+        ),
+    ],
+)
+def test_a_run_that_met_a_bad_image_goes_on_without_it(train, shared, options, data, tmp_path, processes):
+    transform = ImageTransform(load_image_dataset(train_data_dir=str(data[1])), 8)
+    *_, batch = itertools.islice(TrainingBatches(transform, 8, seed=0), 3)
+    _, bad = batch["examples"][5]  # of the third step
+    save_with_bad_images(tmp_path / "bad", 40, bad)
+    arguments = [*options, "--train_data_dir", tmp_path / "bad", *shared, "--max_train_steps", 6, *NEVER]
+    whole, cwd = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, cwd):
+        folder.mkdir()
+    train(*arguments, "--skip_bad_images", cwd=whole)
+
+    if train is train_distributed:
+        runs = start_distributed(SCRIPT, *arguments, cwd=cwd)
+    else:
+        runs = [start(SCRIPT, *arguments, cwd=cwd)]
+    processes += runs
+    for run in runs:
+        assert run.wait() == 1
+        message = run.output[run.output.rindex("RuntimeError: ") :]
+        assert f"The image {bad}.png does not decode" in message and f"It is (0, {bad}) as (epoch, row)." in message
+        assert "Saved out/checkpoint-2; with --skip_bad_images, which leaves bad images out, and" in message
+    assert steps_of(cwd / "out") == [2]
+
+    train(*arguments, *RESUME, "--skip_bad_images", cwd=cwd)
+    assert_same_weights(cwd / "out", whole / "out", step=6)
+
+
+def test_colour_that_is_lost_is_told_once_and_the_card_repeats_the_run(tmp_path):
+    """Without a seed given, and resumed, so that neither is in the command of the run."""
+    for i in range(8):
+        (tmp_path / "mixed").mkdir(exist_ok=True)
+        Image.new("L" if i == 0 else "RGB", (9, 9), 20 * i).save(tmp_path / "mixed" / f"{i}.png")
+    arguments = [
+        "--train_data_dir",
+        tmp_path / "mixed",
+        *MODEL,
+        *BATCH,
+        "--max_train_steps",
+        4,
+        "--eval_batch_size",
+        4,
+    ]
+    arguments += ["--output_dir", "out", "--lr_warmup_steps", 1]
+    output = train(*arguments, "--checkpointing_steps", 2, cwd=tmp_path)
+    assert "on 8 images of 1 x 8 x 8 (grey) for 4 steps of 8 images" in output
+    assert (
+        output.count("The model is grey, as the first image that can be read is, but there are images in colour") == 1
+    )
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    train(*arguments, *RESUME, cwd=tmp_path)
+
+    (command,) = re.findall(r"```bash\n(.*)\n```", (tmp_path / "out" / "README.md").read_text())
+    words = shlex.split(command)
+    assert words[:3] == ["accelerate", "launch", f"examples/{SCRIPT}"] and "--resume_from_checkpoint" not in words
+    (tmp_path / "again").mkdir()
+    train(*words[3:], cwd=tmp_path / "again")
+    assert_same_weights(tmp_path / "again" / "out", tmp_path / "out", step=4)
 
 
 def test_an_evaluation_keeps_the_best_and_changes_nothing(options, evaluated, whole, tmp_path):

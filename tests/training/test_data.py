@@ -328,6 +328,8 @@ def join(*batches):
         {
             name: parts[-1][name]
             if name == "position"
+            else any(part[name] for part in parts)
+            if name == "colour_lost"
             else torch.cat([part[name] for part in parts])
             if torch.is_tensor(parts[0][name])
             else sum((part[name] for part in parts), [])
@@ -471,10 +473,12 @@ def test_bad_images_are_skipped_and_named(streamed, num_workers):
     transform = ImageTransform(dataset, resolution=4)
     batches = load(TrainingBatches(transform, batch_size=5, seed=0, skip_bad_images=True), 8, num_workers)
     # 8 batches are 2 epochs: each bad image is met twice
-    messages = [message for batch in batches for message in batch["bad_images"]]
-    assert len(messages) == 6
-    for name in ("20.png", "50.png", "190.png"):
-        assert sum(f"The image {name} does not decode" in message for message in messages) == 2
+    bad_images = [bad_image for batch in batches for bad_image in batch["bad_images"]]
+    assert len(bad_images) == 6
+    for number in (2, 5, 19):
+        path = f"{10 * number}.png"
+        identities = [identity for identity, message in bad_images if f"image {path} does not decode" in message]
+        assert identities == 2 * [path if streamed else f"row {number}"]
     for batch in batches:
         assert len(batch["pixel_values"]) == len(batch["seeds"]) == len(batch["examples"]) == 5
         # whoever stands in for a bad image is of the same batch and called by its own name
@@ -483,6 +487,22 @@ def test_bad_images_are_skipped_and_named(streamed, num_workers):
         if not streamed:
             assert shades(batch) == [10 * row for _, row in batch["examples"]]
     assert sum(len(set(shades(batch))) for batch in batches) == 2 * 17
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("modes", "image_mode", "lost"),
+    [("LR", None, True), ("RL", None, False), ("LL", None, False), ("LR", "L", False)],
+)
+def test_colour_that_is_lost_to_a_grey_first_image(modes, image_mode, lost, num_workers):
+    rows = []
+    for mode in modes:
+        buffer = io.BytesIO()
+        Image.new({"L": "L", "R": "RGB"}[mode], (4, 4)).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    transform = ImageTransform(Dataset.from_dict({"image": rows}), resolution=4, image_mode=image_mode)
+    (batch,) = load(TrainingBatches(transform, batch_size=2, seed=0), 1, num_workers)
+    assert batch["colour_lost"] is lost
 
 
 def test_a_bad_image_stops_a_run_by_its_name(rejects):

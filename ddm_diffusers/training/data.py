@@ -346,7 +346,7 @@ class TrainingBatches(torch.utils.data.IterableDataset):
                 # not every image has a path
                 message = f"{str(error).rstrip('.')}. It is {names[i]} as (epoch, row)."
                 if not self.skip_bad_images:
-                    raise ValueError(message) from error
+                    raise ValueError(f"{message} With --skip_bad_images it is left out.") from error
                 bad.append((self._identity(row, names[i]), message))
         if not good:
             raise ValueError(f"None of the {len(batch)} images of a batch is good. {bad[0][1]}")

@@ -276,9 +276,7 @@ class TrainingRun(ResultsMixin):
                     logger.info(f"No step is left to do after {self.global_step:,}: the result is saved again")
             self._until_finished = signals.pop_all()  # a signal is noted until the result is there
         if self.bad_images:
-            logger.info(
-                f"Skipped {len(self._bad_image_names):,} bad images, which were drawn {self.bad_images:,} times"
-            )
+            logger.info(f"Skipped bad images: {len(self._bad_image_names):,}, drawn {self.bad_images:,} times")
 
     def _steps(self) -> Iterator[dict]:
         self._begin_step()
@@ -413,8 +411,7 @@ class TrainingRun(ResultsMixin):
         self._progress_bar.close()
         message = next(message for message in messages if message is not None)
         if path is not None:
-            skip = "" if self.args.skip_bad_images else " --skip_bad_images, which leaves bad images out, and"
-            message += f" Saved {path}; with{skip} --resume_from_checkpoint latest the run goes on from there."
+            message += f" Saved {path}; --resume_from_checkpoint latest goes on from there."
         raise RuntimeError(message) from failure
 
     def _gather(self, items: list) -> list:

@@ -625,7 +625,7 @@ def test_bad_images_of_all_processes_are_counted(options, tmp_path):
     for number in (3, 4, 11):
         assert outputs[0].count(f"Skipped: The image {number}.png does not decode") == 1
     assert "Skipped: " not in outputs[1]
-    total = "Skipped 3 bad images, which were drawn 6 times"
+    total = "Skipped bad images: 3, drawn 6 times"
     assert total in outputs[0]
     arguments += ["--skip_bad_images", "--resume_from_checkpoint", "checkpoint-2"]
     outputs = train_distributed(*arguments, cwd=tmp_path)
@@ -664,7 +664,8 @@ def test_a_run_that_met_a_bad_image_goes_on_without_it(train, shared, options, d
         assert run.wait() == 1
         message = run.output[run.output.rindex("RuntimeError: ") :]
         assert f"The image {bad}.png does not decode" in message and f"It is (0, {bad}) as (epoch, row)." in message
-        assert "Saved out/checkpoint-2; with --skip_bad_images, which leaves bad images out, and" in message
+        assert "With --skip_bad_images it is left out." in message
+        assert "Saved out/checkpoint-2; --resume_from_checkpoint latest goes on from there." in message
     assert steps_of(cwd / "out") == [2]
 
     train(*arguments, *RESUME, "--skip_bad_images", cwd=cwd)

@@ -7,7 +7,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from .models import DDMUNet2DModel
-from .process import at_least_float32
+from .process import DecoupledProcess, at_least_float32
 from .schedulers import DDMScheduler
 
 
@@ -28,11 +28,15 @@ class DDMUNet2DAdapter(nn.Module):
             how image and noise are mixed at its timesteps.
 
     Raises:
-        ValueError: the attenuation is not constant, or the scheduler is none that [`DDMScheduler.from_config`] knows.
+        ValueError: `unet` is another model, its attenuation is not constant, or the scheduler is none that [`DDMScheduler.from_config`] knows.
     """
 
     def __init__(self, unet: DDMUNet2DModel, scheduler):
         super().__init__()
+        if not isinstance(
+            getattr(unet, "process", None), DecoupledProcess
+        ):  # one that is compiled is of another class
+            raise ValueError(f"`unet` is a {type(unet).__name__}, but has to be a DDMUNet2DModel.")
         if unet.config.attenuation != "constant":
             raise ValueError(
                 f"`unet` has the attenuation {unet.config.attenuation!r}, but only 'constant' mixes image and noise alone."

@@ -144,6 +144,8 @@ def _intervals(length: int, size: int | None, overlap: int | None, multiple: int
 
 
 def _convert(name: str, image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
+    if image.mode == "F":  # Pillow would take its numbers for those of 8 bits
+        raise ValueError(f"`{name}` is a PIL image of floats, mode F, of no known range: give an array in [0, 1].")
     mode = IMAGE_MODES.get(channels)
     if mode is None or (channels in (2, 4) and image.mode != mode):  # no conversion makes up an alpha channel
         accepted = "arrays and tensors" if mode is None else f"PIL images of mode {mode}, arrays and tensors"

@@ -116,7 +116,7 @@ class DDMImageToImagePipeline(DecoupledPipeline):
                 raise ValueError(f"`tile_overlap` is {tile_overlap!r}, but needs a `tile_size`.")
             return
         if not isinstance(tile_size, int) or tile_size < multiple or tile_size % multiple:
-            raise ValueError(f"`tile_size` is {tile_size!r}, but has to be a multiple of {multiple}.")
+            raise ValueError(f"`tile_size` is {tile_size!r}, but has to be a positive multiple of {multiple}.")
         if tile_overlap is not None and not (
             isinstance(tile_overlap, int) and 0 <= tile_overlap <= tile_size - multiple
         ):

@@ -224,16 +224,26 @@ def adopt_config(config: dict, own_options: Collection[str]) -> dict:
             adopted["shift"] = adopted["flow_shift"]
     elif "shift" in adopted and name in (None, *FLOW_SCHEDULERS):
         adopted |= {"clip_sample": False, "prediction_type": "flow_prediction"}
-    elif name is None and adopted.keys() <= set(own_options):
+    elif name is None and adopted.keys() <= set(own_options) and not _is_ipndm(adopted):
         return config
     else:
         raise ValueError(
             f"`config` is {dict(config)}, but has to be that of a DDMScheduler, or of a scheduler of diffusers with a"
             " `beta_schedule` or for flow matching: how the models of others mix image and noise is not known."
         )
+    if adopted.get("timestep_type", "discrete") != "discrete":
+        raise ValueError(
+            f"`timestep_type` is {adopted['timestep_type']!r}, but has to be 'discrete': models that are told noise levels in"
+            " place of timesteps are not known."
+        )
     if adopted.get("invert_sigmas"):
         raise ValueError("`invert_sigmas` is True, but has to be False: noise has to fall along the timesteps.")
     return adopted
+
+
+def _is_ipndm(config: dict) -> bool:
+    """Whether a config may be that of [`~diffusers.IPNDMScheduler`], which holds nothing that [`DDMScheduler`] has not."""
+    return "trained_betas" in config and "prediction_type" not in config
 
 
 def _refuse(arguments: dict, where: str) -> None:

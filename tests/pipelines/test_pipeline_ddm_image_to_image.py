@@ -354,6 +354,8 @@ GOOD = torch.full((1, 3, 16, 16), 0.5)
         (None, {}, ("`image`", "None")),
         ([], {}, ("`image`", "[]")),
         ("photo.png", {}, ("`image`", "str")),
+        (PIL.Image.new("F", (16, 16)), {}, ("`image`", "mode F", "array in [0, 1]")),
+        (GOOD, {"tile_size": 0}, ("`tile_size`", "0", "positive multiple of 2")),
         (GOOD[:, :1], {}, ("`image`", "(1, 1, 16, 16)", "(batch_size, 3,")),
         (np.zeros((16, 16, 4)), {}, ("`image`", "(1, 4, 16, 16)", "(batch_size, 3,")),
         (torch.zeros(16), {}, ("`image`", "(16,)")),

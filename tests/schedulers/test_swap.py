@@ -19,6 +19,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
     ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
@@ -301,6 +302,8 @@ def test_own_configs_stay_own():
     [
         (EDMEulerScheduler().config, ("`config`", "sigma_data", "beta_schedule")),
         (ScoreSdeVeScheduler().config, ("`config`", "sampling_eps")),
+        (IPNDMScheduler().config, ("`config`", "trained_betas")),
+        (EulerDiscreteScheduler(timestep_type="continuous").config, ("`timestep_type`", "'continuous'", "'discrete'")),
         ({"_class_name": "LCMFooScheduler", "shift": 1.0}, ("`config`", "LCMFooScheduler")),
         ({**DDIMScheduler().config, "prediction_type": "score"}, ("`prediction_type`", "'score'", "epsilon")),
         (
@@ -455,6 +458,8 @@ def test_the_adapter_undoes_the_scheduler(unet):
 def test_what_the_adapter_refuses(unet, rejects):
     with rejects("`scheduler`", "DDMScheduler"):
         DDMUNet2DAdapter(unet, DDMScheduler())
+    with rejects("`unet`", "Linear", "DDMUNet2DModel"):
+        DDMUNet2DAdapter(torch.nn.Linear(1, 1), DDIMScheduler())
     linear = DDMUNet2DModel.from_config(unet.config, attenuation="linear", num_heads=2, out_channels=None)
     with rejects("`unet`", "'linear'", "'constant'"):
         DDMUNet2DAdapter(linear, DDIMScheduler())

@@ -26,7 +26,14 @@ def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+SLOW_PAGES = ("evaluation.md", "image-to-image.md")  # 20 seconds and more
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW_PAGES else []) for page in PAGES],
+    ids=lambda page: page.name,
+)
 def test_python_blocks_run(page, saved_pipelines, tmp_path):
     """In a fresh process, whose Hub is a server on loopback."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)

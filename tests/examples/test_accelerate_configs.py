@@ -126,6 +126,7 @@ def test_deepspeed_leaves_the_steps_to_the_script():
     assert config["gradient_accumulation_steps"] == config["train_micro_batch_size_per_gpu"] == "auto"
 
 
+@pytest.mark.slow
 def test_cpu_runs(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / "cpu.yaml")]
     command += [str(SCRIPT), "--block_out_channels", "8", "16", "--max_train_steps", "2", "--logger", "none"]

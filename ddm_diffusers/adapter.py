@@ -28,14 +28,14 @@ class DDMUNet2DAdapter(nn.Module):
             how image and noise are mixed at its timesteps.
 
     Raises:
-        ValueError: `unet` is another model, its attenuation is not constant, or the scheduler is none that [`DDMScheduler.from_config`] knows.
+        ValueError: `unet` is another model, its attenuation is not constant, or the scheduler is none that
+            [`DDMScheduler.from_config`] knows.
     """
 
     def __init__(self, unet: DDMUNet2DModel, scheduler):
         super().__init__()
-        if not isinstance(
-            getattr(unet, "process", None), DecoupledProcess
-        ):  # one that is compiled is of another class
+        # by what it has, since a compiled model is of another class
+        if not isinstance(getattr(unet, "process", None), DecoupledProcess):
             raise ValueError(f"`unet` is a {type(unet).__name__}, but has to be a DDMUNet2DModel.")
         if unet.config.attenuation != "constant":
             raise ValueError(

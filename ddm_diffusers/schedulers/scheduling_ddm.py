@@ -75,7 +75,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
         churn (`float`, *optional*):
             How fast noise is exchanged for fresh noise where `eta` lets it be, in multiples of the Wiener process's own
-            speed (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with the old
+            speed, in (0, 10] (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with the old
             noise. By default a fifth of the number of steps, but at least 1 and at most 4, since it takes steps to take
             fresh noise away. Only with `solver_order` above 1, where the last but one step draws none at all.
         time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"ratio"`):
@@ -146,7 +146,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             solver_order=solver_order,
         )
         _check(0 <= eta <= 1, "in [0, 1]", eta=eta)
-        _check(churn is None or churn > 0, "None or above 0", churn=churn)
+        _check(churn is None or 0 < churn <= 10, "None or in (0, 10]", churn=churn)
         _check(time_grid in TIME_GRIDS, f"one of {TIME_GRIDS}", time_grid=time_grid)
         _check(rho > 0, "above 0", rho=rho)
         _check(0 < t_min < 1, "in (0, 1)", t_min=t_min)

@@ -1,1 +1,2 @@
-from .unet_2d_ddm import DDMUNet2DModel, DDMUNet2DOutput
+from .dual_output import DDMUNet2DOutput
+from .unet_2d_ddm import DDMUNet2DModel

@@ -1,36 +1,13 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 import copy
-import inspect
-from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import nn
 
-from ..hub import HubModelMixin
 from ..process import Attenuation, DecoupledProcess, NoiseSchedule
-from .preconditioning import precondition
-
-
-@dataclass
-class DDMUNet2DOutput(BaseOutput):
-    """
-    The output of [`DDMUNet2DModel`].
-
-    Args:
-        sample (`torch.Tensor` of shape `(batch_size, (num_coefficients + 1) * in_channels, height, width)`):
-            Attenuation coefficients and noise, concatenated on dim 1: what [`DDMScheduler.step`] takes.
-        attenuation (`torch.Tensor` of shape `(batch_size, num_coefficients * in_channels, height, width)`):
-            The attenuation coefficients, a view of `sample`.
-        noise (`torch.Tensor` of shape `(batch_size, in_channels, height, width)`):
-            The noise, a view of `sample`.
-    """
-
-    sample: torch.Tensor
-    attenuation: torch.Tensor | None = None
-    noise: torch.Tensor | None = None
+from .dual_output import DDMUNet2DOutput, DualOutputMixin, check_class_labels, check_sample, reject
 
 
 class SpatialAttention(nn.Module):
@@ -62,7 +39,7 @@ class DecoderEntry(nn.Module):
         return hidden_states + self.attention(self.conv(self.norm(hidden_states)))
 
 
-class DDMUNet2DModel(HubModelMixin, UNet2DModel):
+class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
     r"""
     A [`~diffusers.UNet2DModel`] that predicts both parts of a decoupled diffusion process, the attenuation coefficients
     and the noise (arXiv 2306.13720), from a noisy image and a continuous timestep.
@@ -97,6 +74,8 @@ class DDMUNet2DModel(HubModelMixin, UNet2DModel):
             Root mean square of the data, for preconditioning. Images in [-1, 1] lie between 0.3 and 1.
         conditioning_channels (`int`, defaults to 0):
             Channels of an image condition that is concatenated to the input.
+        base_scheduler (`dict`, *optional*, defaults to `None`):
+            The process that the weights were trained on before, see [`~DDMUNet2DModel.from_unet2d`], which sets it.
 
     Raises:
         ValueError: an option has a value that is not accepted or contradicts another one.
@@ -140,26 +119,15 @@ class DDMUNet2DModel(HubModelMixin, UNet2DModel):
         precondition: bool = True,
         sigma_data: float = 1.0,
         conditioning_channels: int = 0,
+        base_scheduler: dict | None = None,
     ):
-        process = DecoupledProcess(attenuation, noise_schedule)
-        config = dict(self.config)
-        _check_options(config, process)
-
-        # UNet2DModel registers its arguments as well: ours are put back below.
-        options = {name: config[name] for name in inspect.signature(UNet2DModel).parameters}
-        options["in_channels"] = in_channels + conditioning_channels
-        if num_heads == 1:
-            num_fields = 1
-        else:  # two decoders: the first one is that of the attenuation
-            num_fields = process.num_coefficients + (num_decoders == 1)
-        options["out_channels"] = in_channels * num_fields
+        _check_options(self.config)
+        changes = {"in_channels": in_channels + conditioning_channels}
         if num_class_embeds is not None:
-            options["num_class_embeds"] = num_class_embeds + 1
-        super().__init__(**options)
-        config["out_channels"] = (process.num_coefficients + 1) * in_channels
-        self.register_to_config(**config)
-
-        self.process = process
+            changes["num_class_embeds"] = num_class_embeds + 1
+        if num_decoders == 2:  # the first one is that of the attenuation
+            changes["out_channels"] = in_channels * DecoupledProcess(attenuation, noise_schedule).num_coefficients
+        self._init_trunk(UNet2DModel, **changes)
         if num_decoders == 2:
             self.attenuation_entry = DecoderEntry(block_out_channels[-1], norm_num_groups, norm_eps)
             self.noise_entry = DecoderEntry(block_out_channels[-1], norm_num_groups, norm_eps)
@@ -172,8 +140,13 @@ class DDMUNet2DModel(HubModelMixin, UNet2DModel):
         """The label of "no class", `num_class_embeds`; `None` for a model without classes."""
         return self.config.num_class_embeds
 
+    @property
+    def size_multiple(self) -> int:
+        """What height and width of the images are multiples of."""
+        return _size_multiple(self.config)
+
     @classmethod
-    def from_unet2d(cls, unet: UNet2DModel, **options) -> "DDMUNet2DModel":
+    def from_unet2d(cls, unet: UNet2DModel, scheduler=None, **options) -> "DDMUNet2DModel":
         """
         Build the model that starts from the weights of a trained [`~diffusers.UNet2DModel`].
 
@@ -182,41 +155,31 @@ class DDMUNet2DModel(HubModelMixin, UNet2DModel):
 
         Args:
             unet ([`~diffusers.UNet2DModel`]): The trained model. Its first `in_channels` outputs are used.
+            scheduler (a scheduler of diffusers, *optional*):
+                The scheduler of a trained model that predicts epsilon or v. With it both outputs start from what that
+                model predicts: it is told its own timestep of the same share of noise, and what it returns is taken for
+                what it is. That saves most of the training (examples/benchmarks/warm_start.py). Needs constant attenuation,
+                preconditioning and `sigma_data=1.0`.
             options: The options of [`DDMUNet2DModel`] that the trained model does not have, or that are to differ.
 
         Raises:
-            ValueError: an option changes the shape of a trained weight.
+            ValueError: an option changes the shape of a trained weight, or the scheduler's process is not known.
         """
-        config = {name: unet.config[name] for name in inspect.signature(UNet2DModel).parameters}
-        if config["num_train_timesteps"] is None:
-            del config["num_train_timesteps"]
-        model = cls(**{**config, "out_channels": None, **options})
 
-        trained = unet.state_dict()
-        if model.config.num_decoders == 2:
-            for name in [name for name in trained if name.startswith(("up_blocks.", "conv_norm_out.", "conv_out."))]:
-                trained[f"noise_{name}"] = trained[name]
-        weights = model.state_dict()
-        for name, weight in trained.items():
-            if name == "conv_in.weight":
-                # the channels of a condition start without any influence
-                condition = weight.new_zeros(len(weight), model.config.conditioning_channels, *weight.shape[2:])
-                weight = torch.cat([weight, condition], dim=1)
-            elif name.removeprefix("noise_").startswith("conv_out."):
-                num_fields = len(weights[name]) // model.config.in_channels
-                weight = weight[: model.config.in_channels].repeat(num_fields, *(1 for _ in weight.shape[1:]))
-            elif name == "class_embedding.weight" and name in weights:
-                weight = torch.cat([weight, weight.mean(dim=0, keepdim=True)])
-            if name not in weights or weights[name].shape != weight.shape:
-                shape = tuple(weights[name].shape) if name in weights else None
-                raise ValueError(
-                    f"`options` is {options}, but with them the trained weight `{name}` of shape {tuple(weight.shape)}"
-                    f" does not fit the model, which has {shape} there. Leave the options of the trunk as they are."
-                )
-            weights[name] = weight
-        model.load_state_dict(weights)
-        model = model.to(unet.device)
-        return model if model.dtype == unet.dtype else model.to(unet.dtype)
+        def adapt(model, trained):
+            if model.config.num_decoders == 2:
+                decoder = ("up_blocks.", "conv_norm_out.", "conv_out.")
+                trained |= {f"noise_{name}": trained[name] for name in trained if name.startswith(decoder)}
+            # the channels of a condition start without any influence
+            weight = trained["conv_in.weight"]
+            condition = weight.new_zeros(len(weight), model.config.conditioning_channels, *weight.shape[2:])
+            trained["conv_in.weight"] = torch.cat([weight, condition], dim=1)
+            if "class_embedding.weight" in trained and model.class_embedding is not None:
+                weight = trained["class_embedding.weight"]
+                trained["class_embedding.weight"] = torch.cat([weight, weight.mean(dim=0, keepdim=True)])
+            return trained
+
+        return cls._from_trained(unet, UNet2DModel, scheduler, options, adapt)
 
     def forward(
         self,
@@ -248,54 +211,27 @@ class DDMUNet2DModel(HubModelMixin, UNet2DModel):
         """
         self._check_inputs(sample, class_labels, conditioning)
 
-        # 1. time, as float32 (float64 where the sample is) so that no part of it is lost
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        if torch.is_tensor(timestep):
-            timesteps = timestep.to(device=sample.device, dtype=dtype).expand(sample.shape[0])
-        else:
-            timesteps = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=dtype)
-        scales = None
-        network_input = sample
-        if self.config.precondition:
-            t = timesteps / self.config.num_train_timesteps
-            scales = precondition(self.process, t, self.config.sigma_data)
-            network_input = scales.scale_input(sample)
-        if conditioning is not None:
-            network_input = torch.cat([network_input, conditioning.to(network_input.dtype)], dim=1)
+        def network(network_input, timesteps):
+            return self._raw_outputs(network_input, self._embed(timesteps, class_labels))
 
-        # 2. the network
-        emb = self._embed(timesteps, class_labels)
-        hidden_states, skips = self._encode(network_input.to(self.dtype), emb)
+        return self._predict(network, sample, timestep, conditioning, return_dict)
+
+    def _raw_outputs(self, network_input: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        hidden_states, skips = self._encode(network_input, emb)
         if self.config.num_decoders == 1:
-            raw = self._decode(hidden_states, skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out)
-        else:
-            attenuation = self._decode(
-                self.attenuation_entry(hidden_states), skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out
-            )
-            noise = self._decode(
-                self.noise_entry(hidden_states),
-                skips,
-                emb,
-                self.noise_up_blocks,
-                self.noise_conv_norm_out,
-                self.noise_conv_out,
-            )
-            raw = torch.cat([attenuation, noise], dim=1)
-
-        # 3. its outputs as attenuation and noise
-        if scales is not None:
-            num_outputs = self.process.num_coefficients + 1
-            fields = (raw,) * num_outputs if self.config.num_heads == 1 else raw.chunk(num_outputs, dim=1)
-            raw = scales.scale_output(sample, fields)
-        output = raw.to(sample.dtype)
-
-        if not return_dict:
-            return (output,)
-        return DDMUNet2DOutput(
-            sample=output,
-            attenuation=output[:, : -self.config.in_channels],
-            noise=output[:, -self.config.in_channels :],
+            return self._decode(hidden_states, skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out)
+        attenuation = self._decode(
+            self.attenuation_entry(hidden_states), skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out
         )
+        noise = self._decode(
+            self.noise_entry(hidden_states),
+            skips,
+            emb,
+            self.noise_up_blocks,
+            self.noise_conv_norm_out,
+            self.noise_conv_out,
+        )
+        return torch.cat([attenuation, noise], dim=1)
 
     def _embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
         emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
@@ -332,12 +268,8 @@ class DDMUNet2DModel(HubModelMixin, UNet2DModel):
 
     def _check_inputs(self, sample, class_labels, conditioning):
         config = self.config
-        if sample.ndim != 4 or sample.shape[1] != config.in_channels:
-            raise ValueError(
-                f"`sample` has the shape {tuple(sample.shape)}, but has to be of shape"
-                f" (batch_size, {config.in_channels}, height, width)."
-            )
-        _check_resolution("sample", tuple(sample.shape[2:]), len(config.block_out_channels))
+        check_sample(sample, config.in_channels)
+        _check_resolution("sample", tuple(sample.shape[2:]), config)
         if (conditioning is None) != (config.conditioning_channels == 0):
             given = "None" if conditioning is None else f"a tensor of shape {tuple(conditioning.shape)}"
             raise ValueError(
@@ -349,17 +281,7 @@ class DDMUNet2DModel(HubModelMixin, UNet2DModel):
                 raise ValueError(
                     f"`conditioning` has the shape {tuple(conditioning.shape)}, but has to be {expected}."
                 )
-        if (class_labels is None) != (self.class_embedding is None):
-            raise ValueError(
-                "`class_labels` is None, but the model has a class embedding and needs a label for each image."
-                if class_labels is None
-                else "`class_labels` is given, but the model has no class embedding and accepts only None."
-            )
-        if class_labels is not None and class_labels.shape[0] != sample.shape[0]:
-            raise ValueError(
-                f"`class_labels` has the shape {tuple(class_labels.shape)}, but needs a label for each of the"
-                f" {sample.shape[0]} images."
-            )
+        check_class_labels(class_labels, self.class_embedding is not None, sample.shape[0])
 
 
 def _reinitialized(module: nn.Module) -> nn.Module:
@@ -371,8 +293,12 @@ def _reinitialized(module: nn.Module) -> nn.Module:
     return module
 
 
-def _check_resolution(name: str, size: tuple[int, ...], num_blocks: int) -> None:
-    multiple = 2 ** (num_blocks - 1)
+def _size_multiple(config: dict) -> int:
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def _check_resolution(name: str, size: tuple[int, ...], config: dict) -> None:
+    multiple, num_blocks = _size_multiple(config), len(config["block_out_channels"])
     if any(side < 1 or side % multiple for side in size):
         raise ValueError(
             f"`{name}` has the height and width {size}, but each has to be a multiple of {multiple}, since a UNet of"
@@ -380,39 +306,23 @@ def _check_resolution(name: str, size: tuple[int, ...], num_blocks: int) -> None
         )
 
 
-def _check_options(config: dict, process: DecoupledProcess) -> None:
-    def reject(name, accepted):
-        raise ValueError(f"`{name}` is {config[name]!r}, but {accepted}.")
-
+def _check_options(config: dict) -> None:
+    """The options that the other models do not have."""
     if config["sample_size"] is not None:
         size = config["sample_size"]
         size = (size, size) if isinstance(size, int) else tuple(size)
-        _check_resolution("sample_size", size, len(config["block_out_channels"]))
+        _check_resolution("sample_size", size, config)
     if config["num_decoders"] not in (1, 2):
-        reject("num_decoders", "has to be 1 or 2")
-    if config["num_heads"] not in (1, 2):
-        reject("num_heads", "has to be 1 or 2")
+        reject(config, "num_decoders", "has to be 1 or 2")
     if config["num_heads"] == 1 and config["num_decoders"] == 2:
-        reject("num_heads", "has to be 2 with `num_decoders=2`, since each decoder has its own")
-    if config["num_heads"] == 1 and not config["precondition"]:
-        reject(
-            "num_heads", "has to be 2 with `precondition=False`, since its affine maps make two outputs of one head"
-        )
-    if config["num_heads"] == 1 and process.attenuation == "linear":
-        reject("num_heads", "has to be 2 with `attenuation='linear'`, which leaves more than one field unknown")
-    if not config["sigma_data"] > 0:
-        reject("sigma_data", "has to be above 0")
+        reject(config, "num_heads", "has to be 2 with `num_decoders=2`, since each decoder has its own")
     if config["conditioning_channels"] < 0:
-        reject("conditioning_channels", "has to be 0 or more")
-    if not config["num_train_timesteps"] or config["num_train_timesteps"] < 1:
-        reject("num_train_timesteps", "has to be 1 or more, since timesteps are t * num_train_timesteps")
-    if config["time_embedding_type"] not in ("positional", "fourier"):
-        reject("time_embedding_type", "has to be 'positional' or 'fourier', since timesteps are continuous")
-    if config["center_input_sample"]:
-        reject("center_input_sample", "has to be False: images are in [-1, 1]")
+        reject(config, "conditioning_channels", "has to be 0 or more")
+    num_outputs = DecoupledProcess(config["attenuation"], config["noise_schedule"]).num_coefficients + 1
+    out_channels = num_outputs * config["in_channels"]
+    if config["out_channels"] not in (None, out_channels):
+        reject(config, "out_channels", f"has to be None or {out_channels}: (num_coefficients + 1) * in_channels")
     for name in ("down_block_types", "up_block_types"):
         if any("Skip" in block for block in config[name]):
-            reject(name, "skip blocks are not accepted: they add to an image, which is not what this model returns")
-    out_channels = (process.num_coefficients + 1) * config["in_channels"]
-    if config["out_channels"] not in (None, out_channels):
-        reject("out_channels", f"has to be None or {out_channels}: (num_coefficients + 1) * in_channels")
+            accepted = "skip blocks are not accepted: they add to an image, which is not what this model returns"
+            reject(config, name, accepted)

@@ -1,0 +1,228 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""What the models share that predict both parts of a decoupled process: all but the network itself."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.utils import BaseOutput
+
+from ..hub import HubModelMixin
+from ..process import DecoupledProcess
+from .base_process import BaseProcess
+from .preconditioning import precondition
+
+
+@dataclass
+class DDMUNet2DOutput(BaseOutput):
+    """
+    The output of [`DDMUNet2DModel`] and of the other models of this package.
+
+    Args:
+        sample (`torch.Tensor` of shape `(batch_size, (num_coefficients + 1) * channels, height, width)`):
+            Attenuation coefficients and noise, concatenated on dim 1: what [`DDMScheduler.step`] takes.
+        attenuation (`torch.Tensor` of shape `(batch_size, num_coefficients * channels, height, width)`):
+            The attenuation coefficients, a view of `sample`.
+        noise (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
+            The noise, a view of `sample`.
+    """
+
+    sample: torch.Tensor
+    attenuation: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+
+
+class DualOutputMixin(HubModelMixin):
+    """
+    Makes a model of diffusers one that predicts attenuation coefficients and noise (arXiv 2306.13720).
+
+    It stands in front of that model among the bases. The config of the class has the options of the model and
+    `attenuation`, `noise_schedule`, `num_heads`, `precondition`, `sigma_data`, `num_train_timesteps` and `base_scheduler`.
+    Its `in_channels` and `out_channels` are those from outside; inside, the network predicts fewer fields where one of
+    them makes both outputs.
+    """
+
+    def _init_trunk(self, trunk: type, **changes) -> None:
+        """
+        Initialise the network by the options in the config, with `changes` to them. The trunk registers its options as
+        well; the config is put back as the user wrote it.
+        """
+        config = dict(self.config)
+        process = DecoupledProcess(config["attenuation"], config["noise_schedule"])
+        out_channels = config["out_channels"] or (process.num_coefficients + 1) * config["in_channels"]
+        _check_options(config, process, out_channels)
+        if "out_channels" not in changes:
+            num_fields = 1 if config["num_heads"] == 1 else process.num_coefficients + 1
+            changes["out_channels"] = num_fields * (out_channels // (process.num_coefficients + 1))
+        options = {name: config.get(name) for name in inspect.signature(trunk).parameters}
+        super().__init__(**{**options, **changes})
+        self._internal_dict = FrozenDict({**config, "out_channels": out_channels})
+        self.process = process
+        base = config["base_scheduler"]
+        self.base_process = None if base is None else BaseProcess(base)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the noisy sample, and of each predicted quantity."""
+        return self.config.out_channels // (self.process.num_coefficients + 1)
+
+    def _predict(
+        self,
+        network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        conditioning: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDMUNet2DOutput | tuple:
+        """
+        The outputs that `network(input, timesteps)` makes between the scales of the process.
+
+        Args:
+            network (`Callable`):
+                Returns the raw fields, concatenated on dim 1, of an input in the dtype of the weights and timesteps of
+                shape `(batch_size,)`, in float32 or better.
+            sample (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): The noisy samples `x_t`.
+            timestep (`float`, `int` or `torch.Tensor`, 0-d or of shape `(batch_size,)`): `t * num_train_timesteps`.
+            conditioning (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*):
+                What is concatenated to the input as it is.
+            return_dict (`bool`, defaults to `True`): Whether to return a [`DDMUNet2DOutput`] instead of a tuple.
+        """
+        # 1. time, as float32 (float64 where the sample is) so that no part of it is lost
+        dtype = torch.promote_types(sample.dtype, torch.float32)
+        if torch.is_tensor(timestep):
+            timesteps = timestep.to(device=sample.device, dtype=dtype).expand(sample.shape[0])
+        else:
+            timesteps = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=dtype)
+        t = timesteps / self.config.num_train_timesteps
+        scales, scaled = None, sample
+        if self.config.precondition:
+            scales = precondition(self.process, t, self.config.sigma_data)
+            scaled = scales.scale_input(sample)
+
+        # 2. the network
+        network_input = scaled
+        if conditioning is not None:
+            network_input = torch.cat([scaled, conditioning.to(scaled.dtype)], dim=1)
+        network_input = network_input.to(self.dtype)
+        if self.base_process is None:
+            raw = network(network_input, timesteps)
+        else:
+            angle = torch.atan2(self.process.sigma(t), self.process.alpha(t))
+            raw = network(network_input, self.base_process.timesteps(angle))
+            raw = self.base_process.field(raw, scaled, angle)
+
+        # 3. its outputs as attenuation and noise
+        if scales is not None:
+            num_outputs = self.process.num_coefficients + 1
+            fields = (raw,) * num_outputs if self.config.num_heads == 1 else raw.chunk(num_outputs, dim=1)
+            raw = scales.scale_output(sample, fields)
+        output = raw.to(sample.dtype)
+
+        if not return_dict:
+            return (output,)
+        channels = sample.shape[1]
+        return DDMUNet2DOutput(sample=output, attenuation=output[:, :-channels], noise=output[:, -channels:])
+
+    @classmethod
+    def _from_trained(
+        cls, unet: torch.nn.Module, trunk: type, scheduler, options: dict, adapt: Callable | None = None
+    ) -> "DualOutputMixin":
+        """
+        The model with the weights of a trained one.
+
+        Args:
+            unet (`torch.nn.Module`): The trained model.
+            trunk (`type`): The class whose options it has.
+            scheduler (scheduler of diffusers, *optional*): That of the trained model.
+            options (`dict`): Options that the trained model does not have, or that are to differ.
+            adapt (`Callable`, *optional*):
+                `adapt(model, weights)` brings the trained weights to other names and shapes, except for those of the last
+                convolution.
+        """
+        config = {name: unet.config[name] for name in inspect.signature(trunk).parameters if name != "out_channels"}
+        if config.get("num_train_timesteps", 0) is None:
+            del config["num_train_timesteps"]
+        if scheduler is not None:
+            config["base_scheduler"] = BaseProcess.config_of(scheduler)
+        model = cls(**{**config, **options})
+
+        trained, weights = unet.state_dict(), model.state_dict()
+        if adapt is not None:
+            trained = adapt(model, trained)
+        for name, weight in trained.items():
+            if name.removeprefix("noise_").startswith("conv_out."):
+                # every output starts from the same one
+                num_fields = len(weights[name]) // model.num_channels
+                weight = weight[: model.num_channels].repeat(num_fields, *(1 for _ in weight.shape[1:]))
+            if name not in weights or weights[name].shape != weight.shape:
+                shape = tuple(weights[name].shape) if name in weights else None
+                raise ValueError(
+                    f"`options` is {options}, but with them the trained weight `{name}` of shape {tuple(weight.shape)}"
+                    f" does not fit the model, which has {shape} there. Leave the options of the trunk as they are."
+                )
+            weights[name] = weight
+        model.load_state_dict(weights)
+        model = model.to(unet.device)
+        return model if model.dtype == unet.dtype else model.to(unet.dtype)
+
+
+def check_sample(sample: torch.Tensor, in_channels: int) -> None:
+    """That a sample is `(batch_size, in_channels, height, width)`."""
+    if sample.ndim != 4 or sample.shape[1] != in_channels:
+        raise ValueError(
+            f"`sample` has the shape {tuple(sample.shape)}, but has to be of shape"
+            f" (batch_size, {in_channels}, height, width)."
+        )
+
+
+def check_class_labels(class_labels: torch.Tensor | None, needed: bool, num_images: int) -> None:
+    """That there are labels if, and only if, the model has classes, and one for each image."""
+    if (class_labels is None) == needed:
+        raise ValueError(
+            "`class_labels` is None, but the model has a class embedding and needs a label for each image."
+            if class_labels is None
+            else "`class_labels` is given, but the model has no class embedding and accepts only None."
+        )
+    if class_labels is not None and class_labels.shape[0] != num_images:
+        raise ValueError(
+            f"`class_labels` has the shape {tuple(class_labels.shape)}, but needs a label for each of the"
+            f" {num_images} images."
+        )
+
+
+def reject(config: dict, name: str, accepted: str) -> None:
+    """Raise a ValueError that names the option, its value and what is accepted."""
+    raise ValueError(f"`{name}` is {config[name]!r}, but {accepted}.")
+
+
+def _check_options(config: dict, process: DecoupledProcess, out_channels: int) -> None:
+    """The options that all of these models have."""
+    if config["num_heads"] not in (1, 2):
+        reject(config, "num_heads", "has to be 1 or 2")
+    if config["num_heads"] == 1 and not config["precondition"]:
+        accepted = "has to be 2 with `precondition=False`, since its affine maps make two outputs of one head"
+        reject(config, "num_heads", accepted)
+    if config["num_heads"] == 1 and process.attenuation == "linear":
+        accepted = "has to be 2 with `attenuation='linear'`, which leaves more than one field unknown"
+        reject(config, "num_heads", accepted)
+    if not config["sigma_data"] > 0:
+        reject(config, "sigma_data", "has to be above 0")
+    if not config["num_train_timesteps"] or config["num_train_timesteps"] < 1:
+        accepted = "has to be 1 or more, since timesteps are t * num_train_timesteps"
+        reject(config, "num_train_timesteps", accepted)
+    if config.get("time_embedding_type", "positional") not in ("positional", "fourier"):
+        accepted = "has to be 'positional' or 'fourier', since timesteps are continuous"
+        reject(config, "time_embedding_type", accepted)
+    if config.get("center_input_sample"):
+        reject(config, "center_input_sample", "has to be False: images are in [-1, 1]")
+    num_outputs = process.num_coefficients + 1
+    if out_channels % num_outputs or not 0 < out_channels <= num_outputs * config["in_channels"]:
+        whole = num_outputs * config["in_channels"]
+        reject(config, "out_channels", f"has to be None or {whole}: (num_coefficients + 1) * in_channels")
+    if config["base_scheduler"] is not None:
+        for name, accepted in (("attenuation", "constant"), ("precondition", True), ("sigma_data", 1.0)):
+            if config[name] != accepted:
+                reason = "whose process is told from this one by a time and an affine map only then"
+                reject(config, name, f"has to be {accepted!r} with `base_scheduler`, {reason}")

@@ -3,7 +3,7 @@
 
 from .adapter import DDMUNet2DAdapter
 from .hub import register_with_diffusers
-from .models import DDMUNet2DModel, DDMUNet2DOutput
+from .models import DDMDiTTransformer2DModel, DDMUNet2DConditionModel, DDMUNet2DModel, DDMUNet2DOutput
 from .pipelines import (
     DDMImageToImagePipeline,
     DDMImageToImagePipelineOutput,
@@ -17,6 +17,7 @@ from .schedulers import DDMScheduler, DDMSchedulerOutput
 __version__ = "0.1.0"
 
 __all__ = [
+    "DDMDiTTransformer2DModel",
     "DDMImageToImagePipeline",
     "DDMImageToImagePipelineOutput",
     "DDMInpaintPipeline",
@@ -24,9 +25,10 @@ __all__ = [
     "DDMScheduler",
     "DDMSchedulerOutput",
     "DDMUNet2DAdapter",
+    "DDMUNet2DConditionModel",
     "DDMUNet2DModel",
     "DDMUNet2DOutput",
     "DecoupledProcess",
 ]
 
-register_with_diffusers(DDMScheduler, DDMUNet2DModel)
+register_with_diffusers(DDMScheduler, DDMUNet2DModel, DDMUNet2DConditionModel, DDMDiTTransformer2DModel)

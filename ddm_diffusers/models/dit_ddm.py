@@ -65,7 +65,9 @@ class DDMDiTTransformer2DModel(DualOutputMixin, DiTTransformer2DModel):
         base_scheduler: dict | None = None,
     ):
         if not isinstance(sample_size, int) or sample_size < 1 or sample_size % patch_size:
-            reject(self.config, "sample_size", f"has to be a whole number, a multiple of {patch_size}, the `patch_size`")
+            reject(
+                self.config, "sample_size", f"has to be a whole number, a multiple of {patch_size}, the `patch_size`"
+            )
         self._init_trunk(DiTTransformer2DModel, num_embeds_ada_norm=num_class_embeds or 0)
         if self.num_channels != in_channels:
             reject(self.config, "out_channels", "has to be None or (num_coefficients + 1) * in_channels")

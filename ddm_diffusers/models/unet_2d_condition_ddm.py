@@ -117,9 +117,7 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
         self._init_trunk(UNet2DConditionModel)
 
     @classmethod
-    def from_unet2d_condition(
-        cls, unet: UNet2DConditionModel, scheduler=None, **options
-    ) -> "DDMUNet2DConditionModel":
+    def from_unet2d_condition(cls, unet: UNet2DConditionModel, scheduler=None, **options) -> "DDMUNet2DConditionModel":
         """
         Build the model that starts from the weights of a trained [`~diffusers.UNet2DConditionModel`], Stable Diffusion's
         say. Every output starts from the trained output convolution.

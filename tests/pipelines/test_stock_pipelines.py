@@ -15,12 +15,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from stock_parts import NUM_STEPS, draw, draw_images, reload, seeded, tiny_conditional_unet, tiny_text_parts, tiny_vae
 
 from ddm_diffusers import DDMScheduler
 
-
-NUM_STEPS = 10
 
 # The config of Stable Diffusion 1 and 2, whatever the scheduler
 STABLE_DIFFUSION = {
@@ -74,43 +72,7 @@ class Stock(NamedTuple):
     evaluations: list[int]
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=seeded(seed))
-
-
 # ----------------------------------------------------------------------------------------------------- tiny components
-
-
-def tiny_vae(**options):
-    torch.manual_seed(1)
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
-        norm_num_groups=2,
-        **{"latent_channels": 4, **options},
-    )
-    return vae.eval()
-
-
-def tiny_conditional_unet(**options):
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        attention_head_dim=2,
-        cross_attention_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **options,
-    )
-    return unet.eval()
 
 
 def tiny_unet(in_channels=3):
@@ -127,30 +89,6 @@ def tiny_unet(in_channels=3):
         norm_num_groups=2,
     )
     return unet.eval()
-
-
-def tiny_text_parts():
-    """A tokenizer that spells, and an encoder of what it spells."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    config = CLIPTextConfig(
-        vocab_size=len(pieces),
-        hidden_size=8,
-        intermediate_size=8,
-        projection_dim=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    torch.manual_seed(2)
-    return {
-        "tokenizer": CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=16),
-        "text_encoder": CLIPTextModel(config).eval(),
-    }
 
 
 def prompt_embeddings(hidden_size, pooled_size):
@@ -436,14 +374,6 @@ def model_of(pipe):
     return pipe.unet if "unet" in pipe.components else pipe.transformer
 
 
-def draw_images(pipe, arguments, generator=None, **more):
-    pipe.set_progress_bar_config(disable=True)
-    # the global generator, as in diffusers' documentation, serves the pipelines too that pass none on to the scheduler
-    generator = torch.manual_seed(0) if generator is None else generator
-    options = {"num_inference_steps": NUM_STEPS, "output_type": "np", "generator": generator}
-    return pipe(**{**options, **arguments, **more}).images
-
-
 @functools.cache
 def original_images(build):
     """What the pipeline draws as it ships."""
@@ -457,18 +387,6 @@ def swapped_images(build):
     pipe, arguments, *_ = build()
     swap(pipe)
     return draw_images(pipe, arguments)
-
-
-def reload(pipe, folder, own_memory):
-    """The pipeline from a folder, by the same class."""
-    pipe.save_pretrained(folder)
-    # components that are not there and not optional either have to be named
-    absent = {name: None for name, component in pipe.components.items() if component is None}
-    loaded = type(pipe).from_pretrained(folder, **absent)
-    for component in loaded.components.values():
-        if isinstance(component, torch.nn.Module):
-            own_memory(component)
-    return loaded
 
 
 # ------------------------------------------------------------------------------------------------------------ the swap

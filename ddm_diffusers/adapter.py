@@ -83,7 +83,7 @@ class DDMUNet2DAdapter(nn.Module):
         a, b, sigma_t = (each.reshape(-1, 1, 1, 1) for each in (a, b, self.process.sigma(t)))
         x_t = x * (sigma_t / b)
         # the model's time is its own; a condition on labels is passed on
-        output = self.unet(x_t.to(sample.dtype), t * self.unet.config.num_train_timesteps, class_labels)
+        output = self.unet(x_t.to(sample.dtype), t * self.unet.config.num_train_timesteps, class_labels=class_labels)
         x_0 = self.process.clean(x_t, output.attenuation, output.noise, t)
         # the noise that belongs to this image, so that whatever the scheduler derives from the output fits together
         noise = self.process.noise(x_t, x_0, None, t)

@@ -39,10 +39,12 @@ class BaseProcess:
         config (`dict`): Options of [`~diffusers.DDPMScheduler`], those in `KEYS`.
 
     Raises:
-        ValueError: the `prediction_type` is another than `"epsilon"` or `"v_prediction"`.
+        ValueError: an option is unknown, or the `prediction_type` another than `"epsilon"` or `"v_prediction"`.
     """
 
     def __init__(self, config: dict):
+        if unknown := config.keys() - set(KEYS):
+            raise ValueError(f"`base_scheduler` has {sorted(unknown)}, but its options have to be among {KEYS}.")
         self.prediction_type = config.get("prediction_type", "epsilon")
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(

@@ -141,6 +141,11 @@ class DualOutputMixin(HubModelMixin):
                 `adapt(model, weights)` brings the trained weights to other names and shapes, except for those of the last
                 convolution.
         """
+        if not isinstance(unet, trunk) or isinstance(unet, DualOutputMixin):
+            raise ValueError(
+                f"`unet` is a {type(unet).__name__}, but has to be a {trunk.__name__}, neither compiled nor one that"
+                " predicts attenuation and noise already."
+            )
         config = {name: unet.config[name] for name in inspect.signature(trunk).parameters if name != "out_channels"}
         if config.get("num_train_timesteps", 0) is None:
             del config["num_train_timesteps"]
@@ -219,8 +224,8 @@ def _check_options(config: dict, process: DecoupledProcess, out_channels: int) -
         reject(config, "center_input_sample", "has to be False: images are in [-1, 1]")
     num_outputs = process.num_coefficients + 1
     if out_channels % num_outputs or not 0 < out_channels <= num_outputs * config["in_channels"]:
-        whole = num_outputs * config["in_channels"]
-        reject(config, "out_channels", f"has to be None or {whole}: (num_coefficients + 1) * in_channels")
+        accepted = f"has to be None or a multiple of {num_outputs} up to {num_outputs * config['in_channels']}"
+        reject(config, "out_channels", f"{accepted}: (num_coefficients + 1) times the channels of the noisy sample")
     if config["base_scheduler"] is not None:
         for name, accepted in (("attenuation", "constant"), ("precondition", True), ("sigma_data", 1.0)):
             if config[name] != accepted:

@@ -133,7 +133,8 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
             options: The options of [`DDMUNet2DConditionModel`] that the trained model does not have, or that are to differ.
 
         Raises:
-            ValueError: an option changes the shape of a trained weight, or the scheduler's process is not known.
+            ValueError: `unet` is another model, an option changes the shape of a trained weight, or the scheduler's process
+                is not known.
         """
         channels = min(unet.config.out_channels, unet.config.in_channels)
         num_outputs = 3 if options.get("attenuation") == "linear" else 2
@@ -202,7 +203,8 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
         return self._predict(network, sample, timestep, conditioning, return_dict)
 
 
-# diffusers looks up by name which models understand scales of a LoRA for each of their blocks
-peft._SET_ADAPTER_SCALE_FN_MAPPING[DDMUNet2DConditionModel.__name__] = peft._SET_ADAPTER_SCALE_FN_MAPPING[
-    UNet2DConditionModel.__name__
-]
+# diffusers looks up by name which models understand scales of a LoRA for each of their blocks. Where it has no such table,
+# everything but these scales works.
+_scale_functions = getattr(peft, "_SET_ADAPTER_SCALE_FN_MAPPING", {})
+if UNet2DConditionModel.__name__ in _scale_functions:
+    _scale_functions[DDMUNet2DConditionModel.__name__] = _scale_functions[UNet2DConditionModel.__name__]

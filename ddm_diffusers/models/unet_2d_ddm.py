@@ -163,7 +163,8 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             options: The options of [`DDMUNet2DModel`] that the trained model does not have, or that are to differ.
 
         Raises:
-            ValueError: an option changes the shape of a trained weight, or the scheduler's process is not known.
+            ValueError: `unet` is another model, an option changes the shape of a trained weight, or the scheduler's process
+                is not known.
         """
 
         def adapt(model, trained):

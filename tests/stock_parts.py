@@ -1,5 +1,8 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Tiny components of diffusers' own pipelines, and how these pipelines are called, saved and loaded in the tests."""
+"""
+Tiny components of diffusers' own pipelines, as they are or of our classes, and how these pipelines are called, saved and
+loaded in the tests.
+"""
 
 import diffusers
 import torch
@@ -13,8 +16,17 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def draw(*shape, seed=0):
-    return torch.randn(shape, generator=seeded(seed))
+def draw(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(shape, generator=seeded(seed)).to(dtype)
+
+
+def perturb(model, seed=0):
+    """Move every weight, so that nothing that starts at zero hides what it is multiplied with."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    return model
 
 
 def tiny_vae(**options):
@@ -29,20 +41,32 @@ def tiny_vae(**options):
     return vae.eval()
 
 
-def tiny_conditional_unet(**options):
+def tiny_conditional_unet(model_class=diffusers.UNet2DConditionModel, **options):
     torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        attention_head_dim=2,
-        cross_attention_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **options,
-    )
-    return unet.eval()
+    default = {
+        "sample_size": 8,
+        "block_out_channels": (4, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    return model_class(**{**default, **options}).eval()
+
+
+def tiny_dit(model_class=diffusers.DiTTransformer2DModel, **options):
+    torch.manual_seed(0)
+    default = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "num_layers": 1,
+        "patch_size": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 4,
+    }
+    return model_class(**{**default, **options}).eval()
 
 
 def tiny_text_parts():

@@ -141,11 +141,6 @@ class DualOutputMixin(HubModelMixin):
                 `adapt(model, weights)` brings the trained weights to other names and shapes, except for those of the last
                 convolution.
         """
-        if not isinstance(unet, trunk) or isinstance(unet, DualOutputMixin):
-            raise ValueError(
-                f"`unet` is a {type(unet).__name__}, but has to be a {trunk.__name__}, neither compiled nor one that"
-                " predicts attenuation and noise already."
-            )
         config = {name: unet.config[name] for name in inspect.signature(trunk).parameters if name != "out_channels"}
         if config.get("num_train_timesteps", 0) is None:
             del config["num_train_timesteps"]
@@ -171,6 +166,15 @@ class DualOutputMixin(HubModelMixin):
         model.load_state_dict(weights)
         model = model.to(unet.device)
         return model if model.dtype == unet.dtype else model.to(unet.dtype)
+
+
+def check_trained(unet: torch.nn.Module, trunk: type) -> None:
+    """That a trained model is one of diffusers' own class."""
+    if not isinstance(unet, trunk) or isinstance(unet, DualOutputMixin):
+        raise ValueError(
+            f"`unet` is a {type(unet).__name__}, but has to be a {trunk.__name__}, neither compiled nor one that"
+            " predicts attenuation and noise already."
+        )
 
 
 def check_sample(sample: torch.Tensor, in_channels: int) -> None:

@@ -7,7 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import peft
 
 from ..process import Attenuation, NoiseSchedule
-from .dual_output import DDMUNet2DOutput, DualOutputMixin, check_sample
+from .dual_output import DDMUNet2DOutput, DualOutputMixin, check_sample, check_trained
 
 
 class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
@@ -136,6 +136,7 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
             ValueError: `unet` is another model, an option changes the shape of a trained weight, or the scheduler's process
                 is not known.
         """
+        check_trained(unet, UNet2DConditionModel)
         channels = min(unet.config.out_channels, unet.config.in_channels)
         num_outputs = 3 if options.get("attenuation") == "linear" else 2
         options = {"out_channels": num_outputs * channels, **options}

@@ -7,7 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 from ..process import Attenuation, DecoupledProcess, NoiseSchedule
-from .dual_output import DDMUNet2DOutput, DualOutputMixin, check_class_labels, check_sample, reject
+from .dual_output import DDMUNet2DOutput, DualOutputMixin, check_class_labels, check_sample, check_trained, reject
 
 
 class SpatialAttention(nn.Module):
@@ -166,6 +166,7 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             ValueError: `unet` is another model, an option changes the shape of a trained weight, or the scheduler's process
                 is not known.
         """
+        check_trained(unet, UNet2DModel)
 
         def adapt(model, trained):
             if model.config.num_decoders == 2:

@@ -15,7 +15,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from stock_parts import NUM_STEPS, draw, draw_images, reload, seeded, tiny_conditional_unet, tiny_text_parts, tiny_vae
+from stock_parts import (
+    NUM_STEPS,
+    draw,
+    draw_images,
+    reload,
+    seeded,
+    tiny_conditional_unet,
+    tiny_dit,
+    tiny_text_parts,
+    tiny_vae,
+)
 
 from ddm_diffusers import DDMScheduler
 
@@ -137,18 +147,9 @@ def latent_diffusion():
 
 
 def dit():
-    torch.manual_seed(0)
     # 8 output channels: beside the noise it has learned the variance, which the pipeline cuts off
-    transformer = diffusers.DiTTransformer2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=8,
-        num_layers=1,
-        patch_size=2,
-        num_attention_heads=2,
-        attention_head_dim=4,
-    )
-    pipe = diffusers.DiTPipeline(transformer.eval(), tiny_vae(), diffusers.DDIMScheduler(clip_sample=False))
+    transformer = tiny_dit(out_channels=8)
+    pipe = diffusers.DiTPipeline(transformer, tiny_vae(), diffusers.DDIMScheduler(clip_sample=False))
     return Stock(pipe, {"class_labels": [1, 7], "guidance_scale": 4.0}, (2, 16, 16, 3), [4] * NUM_STEPS)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,9 @@ from hub_server import HubServer, client_environment
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
+from stock_parts import perturb, seeded, tiny_conditional_unet, tiny_text_parts, tiny_vae
 
-from ddm_diffusers import DDMPipeline, DDMScheduler
+from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DConditionModel
 from ddm_diffusers.hub import is_generated_card, write_model_card
 
 
@@ -207,6 +209,44 @@ def test_a_stock_pipeline_with_our_parts(server, tmp_path, client):
     remote = load.format(", trust_remote_code=True")
     assert np.array_equal(client.images(remote, repo="user/stock"), expected)
     assert "trust_remote_code=True" in client.error(load.format(""), repo="user/stock")
+
+
+@slow
+def test_a_text_pipeline_as_one_repository(server, tmp_path, client):
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=tiny_vae(),
+        unet=perturb(tiny_conditional_unet(DDMUNet2DConditionModel)),
+        scheduler=DDMScheduler(clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **tiny_text_parts(),
+    )
+    arguments = {"prompt": ["a cat", "two dogs"], "guidance_scale": 4.0, "generator": seeded(), "output_type": "np"}
+    expected = pipe(**arguments, num_inference_steps=3).images
+    pipe.save_pretrained(tmp_path / "text")
+    push = """
+        import ddm_diffusers
+        from diffusers import StableDiffusionPipeline
+        StableDiffusionPipeline.from_pretrained("text", safety_checker=None).push_to_hub(repo)
+        """
+    author = Client(server, tmp_path, token=TOKEN)
+    assert author.run(push, repo="user/text").returncode == 0
+    load = """
+        import ddm_diffusers
+        from diffusers import StableDiffusionPipeline
+        pipe = StableDiffusionPipeline.from_pretrained(repo, safety_checker=None)
+        for component in (pipe.unet, pipe.vae, pipe.text_encoder):
+            for weight in component.parameters():
+                weight.data = weight.data.clone()
+        arguments = {"prompt": ["a cat", "two dogs"], "guidance_scale": 4.0, "output_type": "np"}
+        generator = torch.Generator().manual_seed(0)
+        np.save(output, pipe(**arguments, num_inference_steps=3, generator=generator).images)
+        """
+    assert np.array_equal(client.images(load, repo="user/text"), expected)
+    # or without the import, by the modules that unet and scheduler brought along
+    remote = load.replace("import ddm_diffusers", "").replace("(repo,", "(repo, trust_remote_code=True,")
+    assert np.array_equal(client.images(remote, repo="user/text"), expected)
 
 
 def test_without_the_package_the_error_says_what_to_install(client, pushed):

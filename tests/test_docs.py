@@ -1,5 +1,5 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Every Python block of the README and of docs/ runs, in order, beside pipelines such as the training script saves."""
+"""Every Python block of the README and of docs/ runs, in order, beside pipelines such as the training script saves and a stock one."""
 
 import os
 import re
@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 from hub_server import HubServer, client_environment
+from stock_parts import tiny_conditional_unet, tiny_text_parts, tiny_vae
 
 from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMScheduler
 
@@ -23,6 +25,16 @@ def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
         DDMPipeline(tiny_unet(num_class_embeds=num_classes), DDMScheduler()).save_pretrained(tmp_path / folder)
     pipe = DDMImageToImagePipeline(tiny_unet(conditioning_channels=3), DDMScheduler(), upscale=4)
     pipe.save_pretrained(tmp_path / "ddm-super-resolution")
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=tiny_vae(),
+        unet=tiny_conditional_unet(),
+        scheduler=diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **tiny_text_parts(),
+    )
+    pipe.save_pretrained(tmp_path / "stable-diffusion")
     monkeypatch.chdir(tmp_path)
 
 

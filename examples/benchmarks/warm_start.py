@@ -199,7 +199,7 @@ def report(args, folder):
     )
 
 
-def parse_args():
+def parse_args(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="warm", help="Losses, table, plot, and the condition's epsilon model.")
     parser.add_argument("--base_dir", default="training", help="The --output_dir of training.py.")
@@ -220,7 +220,7 @@ def parse_args():
     parser.add_argument("--evaluation_steps", type=int, default=50)
     parser.add_argument("--num_test_images", type=int, default=512)
     parser.add_argument("--quick", action="store_true", help="A few steps of everything.")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.quick:
         args.train_steps = args.condition_train_steps = 30
         args.base_steps = args.condition_base_steps = 20
@@ -228,8 +228,8 @@ def parse_args():
     return args
 
 
-def main():
-    args = parse_args()
+def main(arguments=None):
+    args = parse_args(arguments)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     data, test = Data("train", args.data_dir), Data("test", args.data_dir)

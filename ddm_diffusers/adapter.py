@@ -22,7 +22,7 @@ class DDMUNet2DAdapter(nn.Module):
     It has no parameters of its own, and no config to save: save the `unet`.
 
     Args:
-        unet ([`DDMUNet2DModel`]): A model with constant attenuation.
+        unet ([`DDMUNet2DModel`] or [`DDMDiTTransformer2DModel`]): A model with constant attenuation.
         scheduler (`SchedulerMixin`):
             The scheduler that will sample. Its config tells what it expects the model to return (`prediction_type`) and
             how image and noise are mixed at its timesteps.
@@ -35,8 +35,10 @@ class DDMUNet2DAdapter(nn.Module):
     def __init__(self, unet: DDMUNet2DModel, scheduler):
         super().__init__()
         # by what it has, since a compiled model is of another class
-        if not isinstance(getattr(unet, "process", None), DecoupledProcess):
-            raise ValueError(f"`unet` is a {type(unet).__name__}, but has to be a DDMUNet2DModel.")
+        if not isinstance(getattr(unet, "process", None), DecoupledProcess) or "cross_attention_dim" in unet.config:
+            raise ValueError(
+                f"`unet` is a {type(unet).__name__}, but has to be a DDMUNet2DModel or a DDMDiTTransformer2DModel."
+            )
         if unet.config.attenuation != "constant":
             raise ValueError(
                 f"`unet` has the attenuation {unet.config.attenuation!r}, but only 'constant' mixes image and noise alone."
@@ -83,7 +85,7 @@ class DDMUNet2DAdapter(nn.Module):
         a, b, sigma_t = (each.reshape(-1, 1, 1, 1) for each in (a, b, self.process.sigma(t)))
         x_t = x * (sigma_t / b)
         # the model's time is its own; a condition on labels is passed on
-        output = self.unet(x_t.to(sample.dtype), t * self.unet.config.num_train_timesteps, class_labels=class_labels)
+        output = self.unet(x_t.to(sample.dtype), t * self.unet.config.num_train_timesteps, class_labels)
         x_0 = self.process.clean(x_t, output.attenuation, output.noise, t)
         # the noise that belongs to this image, so that whatever the scheduler derives from the output fits together
         noise = self.process.noise(x_t, x_0, None, t)

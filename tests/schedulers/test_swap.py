@@ -24,8 +24,15 @@ from diffusers import (
     ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
+from stock_parts import tiny_conditional_unet, tiny_dit
 
-from ddm_diffusers import DDMScheduler, DDMUNet2DAdapter, DDMUNet2DModel
+from ddm_diffusers import (
+    DDMDiTTransformer2DModel,
+    DDMScheduler,
+    DDMUNet2DAdapter,
+    DDMUNet2DConditionModel,
+    DDMUNet2DModel,
+)
 
 
 VP_TYPES = ["epsilon", "sample", "v_prediction"]
@@ -410,7 +417,10 @@ def test_a_decoupled_model_under_first_order_samplers_takes_its_own_steps(theirs
 @pytest.mark.parametrize(
     "theirs", [DDIMScheduler(), DPMSolverMultistepScheduler(), DDPMScheduler()], ids=lambda s: type(s).__name__
 )
-def test_the_adapter_in_a_stock_pipeline(theirs, unet):
+@pytest.mark.parametrize("model", ["unet", "transformer"])
+def test_the_adapter_in_a_stock_pipeline(model, theirs, unet):
+    if model == "transformer":
+        unet = tiny_dit(DDMDiTTransformer2DModel, in_channels=1)
     pipe = DDPMPipeline(DDMUNet2DAdapter(unet, theirs), theirs)
     pipe.set_progress_bar_config(disable=True)
     images = pipe(batch_size=2, num_inference_steps=5, generator=torch.manual_seed(0), output_type="np").images
@@ -460,6 +470,9 @@ def test_what_the_adapter_refuses(unet, rejects):
         DDMUNet2DAdapter(unet, DDMScheduler())
     with rejects("`unet`", "Linear", "DDMUNet2DModel"):
         DDMUNet2DAdapter(torch.nn.Linear(1, 1), DDIMScheduler())
+    # which needs a text
+    with rejects("`unet`", "DDMUNet2DConditionModel", "DDMUNet2DModel"):
+        DDMUNet2DAdapter(tiny_conditional_unet(DDMUNet2DConditionModel), DDIMScheduler())
     linear = DDMUNet2DModel.from_config(unet.config, attenuation="linear", num_heads=2, out_channels=None)
     with rejects("`unet`", "'linear'", "'constant'"):
         DDMUNet2DAdapter(linear, DDIMScheduler())

@@ -50,13 +50,12 @@ def test_the_start_is_what_the_trained_model_predicts(scheduler, options, traine
     unet, arguments = unet.double(), {name: value.double() for name, value in arguments.items()}
 
     # three states of the trained model's process, the last one with as little of the image as is divided by
-    process = BaseProcess(BaseProcess.config_of(scheduler))
-    alphas = process.angles.cos()
-    latest = int((alphas >= SMALLEST_ALPHA).sum()) - 1
+    alphas_cumprod = scheduler.alphas_cumprod.double()
+    latest = int((alphas_cumprod.sqrt() >= SMALLEST_ALPHA).sum()) - 1
     if scheduler.config.prediction_type == "v_prediction":
-        latest = len(alphas) - 1  # a v is not divided by anything
+        latest = len(alphas_cumprod) - 1  # a v is not divided by anything
     timesteps = torch.tensor([0, latest // 2, latest])
-    a, b = column(process.angles.cos()[timesteps]), column(process.angles.sin()[timesteps])
+    a, b = column(alphas_cumprod[timesteps].sqrt()), column((1 - alphas_cumprod[timesteps]).sqrt())
     x = draw(3, unet.config.in_channels, 8, 8).double()
     predicted = unet(x, timesteps, **arguments).sample
     if scheduler.config.prediction_type == "v_prediction":

@@ -284,6 +284,8 @@ def test_lora(trained_on, tmp_path):
     assert np.array_equal(draw_images(pipe, arguments), expected_images())
     pipe.set_adapters("style", {"unet": {"down": 1.0, "mid": 0.0, "up": 0.0}})
     down = draw_images(pipe, arguments)
+    pipe.set_adapters("style", {"unet": {"down": {"block_1": 1.0}, "mid": 0.0, "up": 0.0}})
+    assert np.array_equal(draw_images(pipe, arguments), down)  # the other block has no attention
     assert not np.array_equal(down, expected_images()) and not np.array_equal(down, adapted)
 
     pipe.set_adapters("style", 1.0)

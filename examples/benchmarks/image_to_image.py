@@ -33,7 +33,15 @@ from diffusers import DDPMScheduler, RePaintScheduler, UNet2DModel
 from diffusers.configuration_utils import FrozenDict
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from fashion_mnist import DEBIAN_FOLDER, FrechetDistance, load_fashion_mnist, predict, to_tensor, train_classifier
+from fashion_mnist import (
+    DEBIAN_FOLDER,
+    Classifier,
+    FrechetDistance,
+    load_fashion_mnist,
+    predict,
+    to_tensor,
+    train_classifier,
+)
 from PIL import Image
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -122,11 +130,13 @@ def regression_objective(model, target, conditioning, generator):
     return F.mse_loss(model(conditioning), target)
 
 
-def train(name, model, objective, batch, args):
+def train(name, model, objective, batch, args, num_steps=None):
     """The model with averaged weights, trained on `batch(generator)` or loaded; and the seconds that its training took."""
-    path = Path(args.output_dir, f"{name}.pt")
+    path, num_steps = Path(args.output_dir, f"{name}.pt"), num_steps or args.train_steps
+    if args.compile:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.95, 0.999), weight_decay=1e-6)
-    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=100, num_training_steps=args.train_steps)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=100, num_training_steps=num_steps)
     ema = EMAModel(model.parameters(), decay=0.999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "ema": ema}
     step, seconds = 0, 0.0
@@ -135,8 +145,8 @@ def train(name, model, objective, batch, args):
         for key, part in parts.items():
             part.load_state_dict(state[key])
         step, seconds = state["step"], state["seconds"]
-    progress = tqdm(total=args.train_steps, initial=step, desc=name, mininterval=30)
-    while step < args.train_steps:
+    progress = tqdm(total=num_steps, initial=step, desc=name, mininterval=30)
+    while step < num_steps:
         began = time.process_time()
         generator = torch.Generator().manual_seed(step)
         target, conditioning = batch(generator)
@@ -149,7 +159,7 @@ def train(name, model, objective, batch, args):
         ema.step(model.parameters())
         step, seconds = step + 1, seconds + time.process_time() - began
         progress.update()
-        if step % 50 == 0 or step == args.train_steps:
+        if step % 50 == 0 or step == num_steps:
             state = {key: part.state_dict() for key, part in parts.items()} | {"step": step, "seconds": seconds}
             torch.save(state, path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
@@ -210,6 +220,8 @@ def inpainting(args):
     masks = {"right": torch.zeros(1, 28, 28), "lower": torch.zeros(1, 28, 28)}
     masks["right"][..., 14:] = 1
     masks["lower"][:, 14:] = 1
+    by_half = classifier_of_halves(masks, args)
+    known = [classes_by_known_half(by_half, half, images, labels, mask) for half, mask in masks.items()]
     for half, mask in masks.items():
         judge("nothing (the image)", 0, half, given, mask)
         judge("nothing (grey)", 0, half, torch.where(mask > 0, 0.5, given), mask)
@@ -238,7 +250,44 @@ def inpainting(args):
     for half, mask in masks.items():
         columns += [torch.where(mask > 0, 0.5, given)[:12], best[half][:12]]
     pictures(given[:12], *columns).save(Path(args.output_dir, "inpainting.png"))
-    return {"classifier accuracy": accuracy, "images": len(images), "rows": rows}
+    return {"classifier accuracy": accuracy, "images": len(images), "known half": known, "rows": rows}
+
+
+def classifier_of_halves(masks, args):
+    """A classifier of training images of which one of the masks hides a half: how far what is left tells the class."""
+    images, labels = load_fashion_mnist("train", args.data_dir)
+    images, labels = to_tensor(images), torch.from_numpy(labels.astype(np.int64))
+    masks = torch.stack(list(masks.values()))
+
+    def batch(generator):
+        index = torch.randint(len(images), (128,), generator=generator)
+        mask = masks[torch.randint(len(masks), (128,), generator=generator)]
+        return labels[index], torch.where(mask > 0, 0.0, images[index])
+
+    def objective(model, target, conditioning, generator):
+        return F.cross_entropy(model(conditioning), target)
+
+    torch.manual_seed(0)
+    return train("halves", Classifier(), objective, batch, args, args.classifier_steps)[0]
+
+
+@torch.no_grad()
+def classes_by_known_half(classifier, half, images, labels, mask):
+    """
+    How often a filled half could agree with the label: if it were of the most probable class, or of a class drawn by its
+    probability, as a perfect sampler does it. If the probabilities are right, the second figure is their mean square sum
+    as well, and the first one their mean maximum.
+    """
+    p = in_batches(lambda batch: classifier(batch).softmax(dim=1), torch.where(mask > 0, 0.0, images))
+    facts = {
+        "half": half,
+        "most probable": float((p.argmax(dim=1) == labels).float().mean()),
+        "mean maximum": float(p.amax(dim=1).mean()),
+        "drawn": float(p.gather(1, labels[:, None]).mean()),
+        "mean square sum": float(p.square().sum(dim=1).mean()),
+    }
+    print(facts, flush=True)
+    return facts
 
 
 @torch.no_grad()
@@ -454,7 +503,7 @@ def saliency_models(args):
 
     torch.manual_seed(0)
     # a mask shows through much noise, since its pixels agree: only near pure noise is the condition needed
-    objective = partial(ddm_objective, logit_mean=1.0, logit_std=2.0)
+    objective = partial(ddm_objective, logit_mean=2.0, logit_std=2.0)
     unet, ddm_seconds = train("saliency", PatchedUNet(1, 3), objective, batch, args)
     torch.manual_seed(0)
     regression, seconds = train("saliency_regression", RegressionUNet(1, 3), regression_objective, batch, args)
@@ -539,16 +588,18 @@ def parse_args():
     parser.add_argument("--emoji_size", type=int, default=32)
     parser.add_argument("--train_steps", type=int, default=1500)
     parser.add_argument("--train_batch_size", type=int, default=64)
+    parser.add_argument("--compile", action="store_true", help="torch.compile: less time, after a minute.")
     parser.add_argument("--quick", action="store_true", help="Only to see that it runs.")
     parser.add_argument("--large_image", type=int, nargs=3, metavar=("SIZE", "TILE", "STEPS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.inpainting_steps = ((10, 0), (5, 1), (5, 0), (10, 1))
+    args.classifier_steps = 2500
     args.repaint_steps = ((10, 1), (5, 2), (20, 1))
     args.super_resolution_steps = ((5, 1.0, 1), (10, 1.0, 1), (5, 0.0, 1), (10, 0.0, 1), (5, 1.0, 8))
     args.saliency_steps = ((5, 1.0, 1), (10, 1.0, 1), (5, 1.0, 8))
     args.large_images = ((512, 256, 2), (2048, 256, 2))
     if args.quick:
-        args.num_images, args.train_steps, args.large_images = 20, 10, ((256, 64, 1),)
+        args.num_images, args.train_steps, args.classifier_steps, args.large_images = 20, 10, 10, ((256, 64, 1),)
     return args
 
 

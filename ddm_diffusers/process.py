@@ -182,6 +182,36 @@ class DecoupledProcess:
         """`eps = (x_t - x_0 - H_t) / sigma_t`, the forward equation solved for the noise, for t > 0."""
         return (at_least_float32(x_t) - self.image(x_0, coefficients, t)) / broadcast_time(self.sigma(t), x_t)
 
+    def reconstruction_guidance(
+        self, x_0: torch.Tensor, x_t: torch.Tensor, known: torch.Tensor, is_known: torch.Tensor, t: float
+    ) -> torch.Tensor:
+        r"""
+        What to add to an estimate of the image, so that it goes by what is known of the image: for `x_t = alpha_t x_0 +
+        sigma_t eps`,
+
+            sigma_t^2 / alpha_t * grad log p(known | x_t) = (alpha_t^2 + sigma_t^2) / alpha_t * grad -|known - x_0|^2 / 2
+
+        with the gradient by `x_t` and the norm over the known pixels. The left side is Tweedie's formula, which turns a change
+        of the score into one of the estimate. What is known is taken for Gaussian around the estimate, of the variance
+        `sigma_t^2 / (alpha_t^2 + sigma_t^2)` that an image of unit variance has, given `x_t`: Song et al., "Pseudoinverse-Guided
+        Diffusion Models for Inverse Problems", ICLR 2023. In another scale this is the reconstruction guidance of arXiv 2204.03458.
+
+        Args:
+            x_0 (`torch.Tensor` of shape `(batch_size, channels, ...)`):
+                The estimate, a differentiable function of `x_t`. The graph is freed.
+            x_t (`torch.Tensor` of the shape of `x_0`): The noisy images, which require their gradient.
+            known (`torch.Tensor` of the shape of `x_0`): The image, whose other pixels do not matter.
+            is_known (`torch.Tensor`, which broadcasts against `x_0`): Booleans, where it is known.
+            t (`float`): Time in [0, 1): at t = 1 there is nothing of the image in `x_t`.
+
+        Returns:
+            `torch.Tensor` of the shape of `x_0`.
+        """
+        distance = torch.where(is_known, known - x_0, 0).square().sum() / 2
+        (gradient,) = torch.autograd.grad(distance, x_t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return -(alpha**2 + sigma**2) / alpha * gradient
+
     def extrapolation_weights(
         self,
         s: float,

@@ -336,6 +336,42 @@ def test_linear_coefficients_without_slope_are_rejected(rejects):
         DecoupledProcess("linear").coefficients(torch.zeros(1, 1))
 
 
+def gaussian_estimate(process, covariance, x_t, t):
+    """The exact estimate of images of a Gaussian law, `(N, pixels)`."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    variance = alpha**2 * covariance + sigma**2 * torch.eye(len(covariance), dtype=covariance.dtype)
+    return x_t @ torch.linalg.solve(variance, alpha * covariance)
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@given(t=st.floats(0.01, 0.99), seed=seeds)
+def test_guidance_by_independent_pixels_gives_the_known_ones(noise_schedule, t, seed):
+    process, (known, _, x_t) = DecoupledProcess(noise_schedule=noise_schedule), draw_images(seed, (3, 6))
+    x_t.requires_grad_()
+    is_known = torch.arange(6) < 4
+    x_0 = gaussian_estimate(process, torch.eye(6, dtype=torch.float64), x_t, t)
+    guided = x_0 + process.reconstruction_guidance(x_0, x_t, known, is_known, t)
+    torch.testing.assert_close(guided[:, :4], known[:, :4], rtol=0, atol=1e-12)
+    assert torch.equal(guided[:, 4:], x_0[:, 4:])
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@given(seed=seeds)
+def test_guidance_near_pure_noise_is_regression_on_the_known_pixels(noise_schedule, seed):
+    """Where `x_t` tells nothing of the image, `E[x_0 | known]` is all there is to say: `Cov(x_0, known) known`."""
+    process, (known, _, x_t) = DecoupledProcess(noise_schedule=noise_schedule), draw_images(seed, (3, 6))
+    weights = torch.randn(4, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    # four independent pixels, and two that are sums of them and of what they do not tell
+    covariance = torch.eye(6, dtype=torch.float64)
+    covariance[:4, 4:], covariance[4:, :4] = weights, weights.T
+    covariance[4:, 4:] += weights.T @ weights
+    t = 1 - 1e-7
+    x_t.requires_grad_()
+    x_0 = gaussian_estimate(process, covariance, x_t, t)
+    guided = x_0 + process.reconstruction_guidance(x_0, x_t, known, torch.arange(6) < 4, t)
+    torch.testing.assert_close(guided[:, 4:], known[:, :4] @ weights, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
 def test_clock(noise_schedule):
     process = DecoupledProcess("constant", noise_schedule)

@@ -1,6 +1,8 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 import copy
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin, UNet2DModel
@@ -36,7 +38,8 @@ class DDMInpaintPipeline(DecoupledPipeline):
     At every step the known pixels are those of the exact forward process of the given image, along one path of its noise:
     the path ends in the noise that sampling begins with, and a Wiener path that is known at two times is a Brownian bridge
     in between. The model fills in the rest. With `num_resampling_steps` each step is taken back by the forward process
-    and taken again, as RePaint does (arXiv 2201.09865), so that both parts agree better.
+    and taken again, as RePaint does (arXiv 2201.09865), so that both parts agree better. With
+    `reconstruction_guidance_scale` the model's estimate of the image is led to what is known of it.
 
     This pipeline inherits from [`~diffusers.DiffusionPipeline`]. Check the superclass documentation for the generic
     methods implemented for all pipelines (downloading, saving, running on a particular device, etc.).
@@ -61,7 +64,9 @@ class DDMInpaintPipeline(DecoupledPipeline):
         self.refuse_vae()
         self.mask_processor = VaeImageProcessor(do_resize=False, do_normalize=False, do_binarize=True)
 
-    def check_inputs(self, class_labels, guidance_scale, num_images_per_prompt, num_resampling_steps):
+    def check_inputs(
+        self, class_labels, guidance_scale, reconstruction_guidance_scale, num_images_per_prompt, num_resampling_steps
+    ):
         for name, value, least in (
             ("num_images_per_prompt", num_images_per_prompt, 1),
             ("num_resampling_steps", num_resampling_steps, 0),
@@ -75,6 +80,16 @@ class DDMInpaintPipeline(DecoupledPipeline):
                 " without a condition; DDMImageToImagePipeline takes others."
             )
         self.check_guidance_scale(guidance_scale)
+        scale = reconstruction_guidance_scale
+        if not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
+            raise ValueError(
+                f"`reconstruction_guidance_scale` is {scale!r}, but has to be a finite number of 0 or more."
+            )
+        if scale > 0 and torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"`reconstruction_guidance_scale` is {scale}, but within `torch.inference_mode()` it has to be 0: there are no"
+                " gradients. `torch.no_grad()` does not matter."
+            )
         self.check_class_guidance(class_labels, guidance_scale)
         if class_labels is None and self.unet.config.num_class_embeds is not None:
             if getattr(self.unet, "no_class_label", None) is None:
@@ -122,6 +137,39 @@ class DDMInpaintPipeline(DecoupledPipeline):
             factors = scheduler.process.sigma(times) / b
         return [*times.tolist(), 0.0], [*factors.tolist(), 1.0]
 
+    def predict_by_known(
+        self,
+        predict: Callable[[torch.Tensor], torch.Tensor],
+        latents: torch.Tensor,
+        known: torch.Tensor,
+        is_known: torch.Tensor,
+        scale: float,
+        t: float,
+        factor: float,
+    ) -> torch.Tensor:
+        """
+        What the model predicts, with the estimate of the image that it stands for moved to what is known of it, by a pass
+        backwards through the model. `latents` times `factor` are those of the decoupled process at `t`.
+        """
+        process, model_process = self.scheduler.process, self.scheduler.model_process
+        a, b = process.alpha(t) / factor, process.sigma(t) / factor
+        with torch.enable_grad():
+            x_t = (at_least_float32(latents) * factor).requires_grad_()
+            model_output = at_least_float32(predict((x_t / factor).to(latents.dtype)))
+            if model_process is None:
+                channels = x_t.shape[1]
+                x_0 = process.clean(x_t, model_output[:, :-channels], model_output[:, -channels:], t)
+            else:
+                x_0, _ = model_process.estimate(model_output, x_t / factor, a, b)
+            change = scale * process.reconstruction_guidance(x_0, x_t, known, is_known, t)
+        # the same latents with another image have another noise
+        noise = process.noise(torch.zeros_like(change), change, None, t)
+        if model_process is None:
+            change = torch.cat([process.coefficients(change, torch.zeros_like(change)), noise], dim=1)
+        else:
+            change = model_process.prediction(change, noise, a, b)
+        return (model_output.detach() + change).to(latents.dtype)
+
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
@@ -132,6 +180,7 @@ class DDMInpaintPipeline(DecoupledPipeline):
         num_resampling_steps: int = 0,
         class_labels: int | list[int] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        reconstruction_guidance_scale: float = 0.0,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -162,6 +211,11 @@ class DDMInpaintPipeline(DecoupledPipeline):
             guidance_scale (`float`, defaults to 1.0):
                 Scale of classifier-free guidance (arXiv 2207.12598) on the class; values other than 1.0 double the batch
                 of each evaluation.
+            reconstruction_guidance_scale (`float`, defaults to 0.0):
+                How far the model's estimate of the image is moved at each step but the first, so that it agrees with the known
+                pixels (pseudo-inverse guidance, see [`~process.DecoupledProcess.reconstruction_guidance`]): 1.0 as derived
+                there, 0.0 for not at all. Above 0 each evaluation is followed by a pass backwards through the model, which
+                takes about as long again or longer, and the memory of a training step.
             num_images_per_prompt (`int`, defaults to 1):
                 Results for each image.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -190,7 +244,9 @@ class DDMInpaintPipeline(DecoupledPipeline):
         """
         # 1. Check inputs
         self.check_output_type(output_type, callback_on_step_end_tensor_inputs)
-        self.check_inputs(class_labels, guidance_scale, num_images_per_prompt, num_resampling_steps)
+        self.check_inputs(
+            class_labels, guidance_scale, reconstruction_guidance_scale, num_images_per_prompt, num_resampling_steps
+        )
         given, mask = self.prepare_images(image, mask_image)
         given, mask = (each.repeat_interleave(num_images_per_prompt, dim=0) for each in (given, mask))
         height, width = given.shape[2:]
@@ -244,7 +300,19 @@ class DDMInpaintPipeline(DecoupledPipeline):
                 for again in range(num_resampling_steps, -1, -1):
                     # a step that is taken back leaves no trace in the scheduler
                     scheduler = copy.copy(self.scheduler) if again else self.scheduler
-                    model_output = self.predict(latents, timestep, progress_bar, **model_kwargs)
+                    predict = partial(self.predict, t=timestep, progress_bar=progress_bar, **model_kwargs)
+                    # at first there is only noise, which tells nothing of the image
+                    if reconstruction_guidance_scale > 0 and i > 0:
+                        predict = partial(
+                            self.predict_by_known,
+                            predict,
+                            known=known,
+                            is_known=~fill,
+                            scale=reconstruction_guidance_scale,
+                            t=t,
+                            factor=factors[i],
+                        )
+                    model_output = predict(latents)
                     latents, x_0 = scheduler.step(
                         model_output, timestep, latents, generator=generator, return_dict=False
                     )

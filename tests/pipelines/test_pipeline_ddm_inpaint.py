@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from ddm_diffusers import DDMInpaintPipeline, DDMPipeline, DDMScheduler
 
@@ -196,6 +197,109 @@ def test_classes(pipeline, image, mask):
     assert seen == [[3, 3], [0, 2], [3, 3, 1, 1]]
 
 
+class MirrorModel(torch.nn.Module):
+    """
+    The exact model of images whose right half mirrors the left one, of independent pixels from N(0, 1): both noisy copies
+    tell a pixel, and its estimate is linear in their sum. It knows a decoupled process, or another one by its prediction.
+    """
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.scheduler = scheduler
+        self.config = FrozenDict(in_channels=1, block_out_channels=(1,), num_class_embeds=None)
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.differentiated = []
+
+    def forward(self, x, timestep, return_dict):
+        self.differentiated.append(x.requires_grad)
+        process, other = self.scheduler.process, self.scheduler.model_process
+        if other is None:
+            t = float(timestep) / 1000
+            a, b = process.alpha(t), process.sigma(t)
+        else:
+            a, b = (float(scale) for scale in other.scales(timestep.double()))
+        x_0 = a * (x + x.flip(-1)) / (2 * a**2 + b**2)
+        noise = (x - a * x_0) / b
+        if other is None:
+            return (torch.cat([process.coefficients(x_0, torch.zeros_like(x_0)), noise], dim=1),)
+        return (other.prediction(x_0, noise, a, b),)
+
+
+MIRROR_PROCESSES = [
+    {},
+    {"attenuation": "linear"},
+    {"noise_schedule": "linear"},
+    {"solver_order": 3, "eta": 0.0},
+    {"prediction_type": "epsilon"},
+    {"prediction_type": "sample"},
+    {"prediction_type": "v_prediction"},
+    {"prediction_type": "flow_prediction"},
+    {"prediction_type": "flow_prediction", "noise_schedule": "linear"},
+]
+
+
+def mirror(mask, scale, **options):
+    """An image whose left half is given and what its right half was filled with, by columns from the middle."""
+    scheduler = DDMScheduler(clip_sample=False, **options)
+    pipe = DDMInpaintPipeline(MirrorModel(scheduler), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(40, 1, 8, 8, generator=seeded(4))
+    filled = pipe(
+        image,
+        mask,
+        num_inference_steps=4,
+        reconstruction_guidance_scale=scale,
+        generator=seeded(),
+        output_type="pt",
+    ).images
+    assert torch.equal(filled[..., :4], image[..., :4])
+    assert pipe.unet.differentiated == [False, *[scale > 0] * 3]  # pure noise tells nothing
+    return filled[..., :4].flip(-1), filled[..., 4:]
+
+
+@pytest.mark.parametrize("scheduler_options", MIRROR_PROCESSES, ids=str)
+def test_reconstruction_guidance_leads_to_what_is_known(scheduler_options, mask):
+    errors = []
+    for scale in (0.0, 1.0):
+        expected, filled = mirror(mask, scale, **scheduler_options)
+        errors.append(float((filled - expected).square().mean()))
+    assert errors[1] < errors[0] / 2, errors
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+def test_reconstruction_guidance_is_the_same_whatever_the_model_predicts(noise_schedule, mask):
+    """Models that know the same are asked at the same noise: on the flow's path, and on the one of variance 1."""
+    for one, other in (("decoupled", "flow_prediction"), ("sample", "v_prediction")):
+        results = (mirror(mask, 1.5, prediction_type=each, noise_schedule=noise_schedule)[1] for each in (one, other))
+        torch.testing.assert_close(*results, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scheduler_options", PROCESSES[:2], ids=str)
+def test_reconstruction_guidance_with_classes_and_resampling(scheduler_options, dtype, pipeline, image, mask):
+    pipe = pipeline(scheduler_options, num_class_embeds=3)
+    arguments = {"num_inference_steps": 3, "num_resampling_steps": 1, "class_labels": [0, 2], "guidance_scale": 1.5}
+    arguments |= {"output_type": "pt", "latents": torch.randn(2, 3, 8, 8, generator=seeded(5))}
+    states = []
+    arguments["callback_on_step_end"] = lambda pipe, i, t, tensors: states.append(tensors["latents"])
+
+    def fill(scale):
+        return pipe(image, mask, generator=seeded(), reconstruction_guidance_scale=scale, **arguments).images
+
+    guided, unguided = fill(1.0), fill(0.0)
+    filled = fill(1.0) if dtype == torch.float32 else None
+    if filled is None:
+        pipe.to(dtype)
+        filled = fill(1.0)
+        # the rounding of a few evaluations, against what guidance does
+        assert (filled - guided).abs().mean() < (guided - unguided).abs().mean()
+    else:
+        assert torch.equal(filled, guided)
+    assert torch.equal(filled[..., :4], image[..., :4]) and filled.isfinite().all()
+    assert not any(state.requires_grad for state in states) and states[-1].dtype == dtype
+    assert all(weight.grad is None for weight in pipe.unet.parameters())
+
+
 def test_callbacks_and_progress(pipeline, image, mask, capsys):
     pipe = pipeline()
     pipe.set_progress_bar_config(disable=False)
@@ -245,6 +349,19 @@ WHITE, GOOD = torch.ones(1, 8, 8), torch.full((1, 3, 8, 8), 0.5)
         (GOOD, WHITE, {"num_images_per_prompt": 0}, ("`num_images_per_prompt`", "0", "1 or more")),
         (GOOD, WHITE, {"class_labels": 1}, ("`class_labels`", "1", "None")),
         (GOOD, WHITE, {"guidance_scale": 2.0}, ("`guidance_scale`", "2.0", "1.0")),
+        (
+            GOOD,
+            WHITE,
+            {"reconstruction_guidance_scale": -1.0},
+            ("`reconstruction_guidance_scale`", "-1.0", "0 or more"),
+        ),
+        (
+            GOOD,
+            WHITE,
+            {"reconstruction_guidance_scale": math.inf},
+            ("`reconstruction_guidance_scale`", "inf", "finite"),
+        ),
+        (GOOD, WHITE, {"reconstruction_guidance_scale": None}, ("`reconstruction_guidance_scale`", "None", "number")),
         (GOOD, WHITE, {"latents": torch.zeros(2, 3, 8, 8)}, ("`latents`", "(2, 3, 8, 8)", "(1, 3, 8, 8)")),
         (GOOD, WHITE, {"generator": [seeded()] * 2}, ("`generator`", "length 2", "each of the 1")),
         (GOOD, WHITE, {"output_type": "jpg"}, ("`output_type`", "'jpg'")),
@@ -259,6 +376,11 @@ def test_bad_arguments_change_nothing(image, mask, arguments, parts, pipeline, r
     with rejects(*parts):
         pipe(image, mask, **{"num_inference_steps": 2, **arguments})
     assert not evaluated and len(pipe.scheduler.timesteps) == 4 and pipe.scheduler.step_index is None
+
+
+def test_reconstruction_guidance_needs_gradients(pipeline, rejects):
+    with rejects("`reconstruction_guidance_scale`", "0.5", "inference_mode"), torch.inference_mode():
+        pipeline()(GOOD, WHITE, reconstruction_guidance_scale=0.5)
 
 
 def test_models_of_another_kind_are_refused(pipeline, plain_unet, rejects):

@@ -40,7 +40,8 @@ class DDMPipeline(DecoupledPipeline):
         scheduler ([`DDMScheduler`]):
             The process that the model was trained on.
         vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers, *optional*):
-            Decodes the samples, if the model works in a latent space.
+            Decodes the samples, if the model works in its latent space, that of its `scaling_factor`. The scheduler
+            needs `clip_sample=False` then, as latents are not limited to [-1, 1].
     """
 
     def check_inputs(
@@ -66,15 +67,6 @@ class DDMPipeline(DecoupledPipeline):
             raise ValueError("`unet.config.sample_size` is None, but the pipeline needs the size of the images there.")
         height, width = (size, size) if isinstance(size, int) else size
         return (batch_size, self.unet.config.in_channels, height, width)
-
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1] from the final sample: itself, or what the `vae` decodes from it."""
-        if self.vae is None:
-            return latents
-        latents = latents / self.vae.config.scaling_factor
-        if getattr(self.vae.config, "shift_factor", None) is not None:
-            latents = latents + self.vae.config.shift_factor
-        return self.vae.decode(latents.to(self.vae.dtype)).sample
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -108,7 +100,8 @@ class DDMPipeline(DecoupledPipeline):
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One for all, or one for each image, to make generation deterministic.
             latents (`torch.Tensor` of shape `(batch_size, in_channels, height, width)`, *optional*):
-                Standard normal noise to start from, instead of drawing it with `generator`.
+                Standard normal noise to start from, instead of drawing it with `generator`; of the size of the latents, with
+                a `vae`.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` for a list of `PIL.Image.Image`, `"np"` for an array of shape `(batch_size, height, width,
                 channels)` or `"pt"` for a tensor of shape `(batch_size, channels, height, width)`, both in [0, 1].
@@ -158,8 +151,7 @@ class DDMPipeline(DecoupledPipeline):
             )
 
         # 5. Post-process
-        image = self.decode_latents(latents)
-        image = self.image_processor.postprocess(image, output_type=output_type)
+        image = self.image_processor.postprocess(self.decode_latents(latents), output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (image,)

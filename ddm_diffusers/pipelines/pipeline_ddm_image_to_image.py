@@ -11,6 +11,7 @@ from diffusers import ModelMixin, UNet2DModel
 from diffusers.image_processor import PipelineImageInput
 from diffusers.utils import BaseOutput, replace_example_docstring
 
+from ..latents import encode_images, scale_latents
 from ..process import at_least_float32
 from ..schedulers import DDMScheduler
 from .images import Tile, make_tiles, pad, read_images, resize
@@ -67,13 +68,14 @@ class DDMImageToImagePipeline(DecoupledPipeline):
             A model with `conditioning_channels`, without classes. Condition and target may differ in their channels.
         scheduler ([`DDMScheduler`]):
             The process that the model was trained on.
-        vae (`None`, *optional*):
-            Latent spaces are not supported yet.
+        vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers, *optional*):
+            If the model works in its latent space: it encodes the condition, whose channels are then those of the images
+            of the `vae`, and decodes the samples. The scheduler needs `clip_sample=False`.
         upscale (`int`, defaults to 1):
             How much larger the target is than the condition; the condition is enlarged bicubically first.
 
     Raises:
-        ValueError: a `vae` is given, or `upscale` is no whole number of 1 or more.
+        ValueError: `upscale` is no whole number of 1 or more.
     """
 
     pipeline_tag = "image-to-image"
@@ -81,7 +83,6 @@ class DDMImageToImagePipeline(DecoupledPipeline):
 
     def __init__(self, unet: UNet2DModel, scheduler: DDMScheduler, vae: ModelMixin = None, upscale: int = 1):
         super().__init__(unet, scheduler, vae)
-        self.refuse_vae()
         if not isinstance(upscale, int) or upscale < 1:
             raise ValueError(f"`upscale` is {upscale!r}, but has to be a whole number of 1 or more.")
         self.register_to_config(upscale=upscale)
@@ -110,6 +111,11 @@ class DDMImageToImagePipeline(DecoupledPipeline):
             raise ValueError(
                 f"`unet` has {self.unet.config.num_class_embeds} classes, but has to be conditioned on images alone."
             )
+        if self.vae is not None and self.unet.config.conditioning_channels != self.unet.config.in_channels:
+            raise ValueError(
+                f"`unet` has {self.unet.config.conditioning_channels} `conditioning_channels`, but with a `vae` its condition"
+                f" is an encoded image of {self.unet.config.in_channels} channels, as the target is."
+            )
         multiple = self.tile_multiple
         if tile_size is None:
             if tile_overlap is not None:
@@ -127,18 +133,23 @@ class DDMImageToImagePipeline(DecoupledPipeline):
 
     @property
     def tile_multiple(self) -> int:
-        """What tiles begin at multiples of: the model's grid, and that of the pixels of a smaller condition."""
+        """The pixels that tiles begin at multiples of: the model's grid, and that of a smaller condition."""
         return math.lcm(self.size_multiple, self.config.upscale)
 
     def prepare_condition(self, image: PipelineImageInput, height: int | None, width: int | None) -> torch.Tensor:
         """The condition in [-1, 1] at the size of the target, float32 on the CPU."""
-        condition = 2 * read_images("image", image, self.unet.config.conditioning_channels) - 1
+        channels = self.unet.config.conditioning_channels if self.vae is None else self.vae.config.in_channels
+        condition = 2 * read_images("image", image, channels) - 1
         upscale = self.config.upscale
         size = (height or upscale * condition.shape[2], width or upscale * condition.shape[3])
         for name, own, wanted in zip(("height", "width"), condition.shape[2:], size, strict=True):
             if own > wanted:
                 raise ValueError(f"`{name}` is {wanted}, but has to be {own} or more, as that of the condition is.")
         return resize(condition, size)
+
+    def encode_condition(self, condition: torch.Tensor) -> torch.Tensor:
+        """The condition as the model sees it: itself, or the mean of what the `vae` encodes it to."""
+        return condition if self.vae is None else scale_latents(self.vae, encode_images(self.vae, condition).mean)
 
     def predict_tiles(
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: torch.Tensor, tiles: list[Tile], progress_bar
@@ -203,7 +214,7 @@ class DDMImageToImagePipeline(DecoupledPipeline):
                 One for all, or one for each image, to make generation deterministic.
             latents (`torch.Tensor` of shape `(num_images, in_channels, height, width)`, *optional*):
                 Standard normal noise to start from. Height and width are those of the result, rounded up to multiples of
-                `pipe.size_multiple`.
+                `pipe.size_multiple`, over `pipe.vae_scale_factor`.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` for a list of `PIL.Image.Image`, `"np"` for an array of shape `(num_images, height, width, channels)`
                 or `"pt"` for a tensor of shape `(num_images, channels, height, width)`, both in [0, 1].
@@ -233,7 +244,8 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         num_images = len(conditioning) * num_images_per_prompt
         self.check_generator(generator, num_images, "the {} images")
         conditioning = pad(conditioning, self.size_multiple)
-        shape = (num_images, self.unet.config.in_channels, *conditioning.shape[2:])
+        factor = self.vae_scale_factor
+        shape = (num_images, self.unet.config.in_channels, *(side // factor for side in conditioning.shape[2:]))
         self.check_latents(latents, shape)
         device = self._execution_device
 
@@ -245,11 +257,15 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         # 3. Prepare the tiles and the conditions of both halves of a guided batch
         if tile_size is not None and tile_overlap is None:
             tile_overlap = min(tile_size // 4, tile_size - self.tile_multiple)
-        tiles = make_tiles(*shape[2:], tile_size, tile_overlap, self.tile_multiple)
-        conditioning = conditioning.repeat_interleave(num_images_per_prompt, dim=0)
-        conditioning = conditioning.to(device=device, dtype=self.unet.dtype)
-        if self.do_classifier_free_guidance:
-            conditioning = torch.cat([torch.zeros_like(conditioning), conditioning])
+        in_latents = (None if each is None else math.ceil(each / factor) for each in (tile_size, tile_overlap))
+        tiles = make_tiles(*shape[2:], *in_latents, self.tile_multiple // factor)
+        conditioning = conditioning.to(device)
+        conditions = [torch.zeros_like(conditioning), conditioning]
+        if not self.do_classifier_free_guidance:
+            del conditions[0]
+        conditioning = torch.cat(
+            [self.encode_condition(each).repeat_interleave(num_images_per_prompt, dim=0) for each in conditions]
+        ).to(self.unet.dtype)
 
         # 4. Denoising loop, for each draw
         mean, squares = 0.0, 0.0
@@ -265,7 +281,7 @@ class DDMImageToImagePipeline(DecoupledPipeline):
                     noise, predict, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
                 )
                 # the mean and the sum of squares around it, as they grow (Welford's algorithm)
-                sample = at_least_float32(sample[..., :height, :width]).clamp(-1, 1)
+                sample = at_least_float32(self.decode_latents(sample)[..., :height, :width]).clamp(-1, 1)
                 change = sample - mean
                 mean = mean + change / (draw + 1)
                 squares = squares + change * (sample - mean)

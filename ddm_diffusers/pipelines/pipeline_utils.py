@@ -10,6 +10,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..hub import HubPipelineMixin
+from ..latents import decode_latents, latent_scale_factor
 from ..schedulers import DDMScheduler
 
 
@@ -23,7 +24,8 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
     Args:
         unet ([`DDMUNet2DModel`] or [`~diffusers.UNet2DModel`]): The model.
         scheduler ([`DDMScheduler`]): The process that the model was trained on.
-        vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers, *optional*): Of the model's latent space.
+        vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers, *optional*):
+            Of the model's latent space. The scheduler must not clip to the range of images then.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -60,9 +62,28 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
         return self._interrupt
 
     @property
+    def vae_scale_factor(self) -> int:
+        """How many times smaller than the images the model's input is, in height and width: 1 without a `vae`."""
+        return 1 if self.vae is None else latent_scale_factor(self.vae)
+
+    @property
     def size_multiple(self) -> int:
-        """What height and width of the model's input are multiples of."""
-        return 2 ** (len(self.unet.config.block_out_channels) - 1)
+        """What height and width of the images are multiples of, by what the model and the `vae` halve them."""
+        return self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one image at a time, in less memory."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large images in tiles, in the memory of one."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
 
     # ------------------------------------------------------------------------------------------------------------- checks
     def refuse_vae(self) -> None:
@@ -109,6 +130,13 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
                     f"`scheduler` is a {type(self.scheduler).__name__} with {name}={theirs!r}, but the model has"
                     f" {name}={ours!r} and needs a DDMScheduler of the same."
                 )
+        config = self.scheduler.config
+        if self.vae is not None and config.get("clip_sample") and config.get("clip_sample_range", 1.0) <= 1:
+            raise ValueError(
+                "`scheduler` has clip_sample=True and a clip_sample_range of"
+                f" {config.get('clip_sample_range', 1.0)}, which is for images, but latents go beyond: it has to be"
+                f" {type(self.scheduler).__name__}.from_config(pipe.scheduler.config, clip_sample=False), or of a larger range."
+            )
 
     def check_class_guidance(self, class_labels, guidance_scale: float) -> None:
         """That labels and guidance suit the model's classes, if it has any."""
@@ -170,6 +198,10 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=self.unet.dtype)
         return latents.to(device=device, dtype=self.unet.dtype) * self.scheduler.init_noise_sigma
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] from the final sample: itself, or what the `vae` decodes from it."""
+        return latents if self.vae is None else decode_latents(self.vae, latents)
 
     def prepare_steps(self, num_inference_steps: int, device: torch.device) -> None:
         """Set the timesteps; without a look-up of the first one, the loop never waits for the device."""

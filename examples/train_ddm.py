@@ -4,6 +4,8 @@ Train a decoupled diffusion model (arXiv 2306.13720) on images.
 
     accelerate launch examples/train_ddm.py                             # scikit-learn's digits, a few minutes on a CPU
     accelerate launch examples/train_ddm.py --train_data_dir photos --resolution 64 --output_dir ddm-photos
+    accelerate launch examples/train_ddm.py --train_data_dir photos --resolution 256 --center_crop --output_dir ddm-latent \
+        --vae_name_or_path stabilityai/sd-vae-ft-mse --latent_cache_dir latents
 
 Without a data set the defaults are those of DIGITS_DEFAULTS below; the ones that --help shows are for your own images.
 """
@@ -16,14 +18,18 @@ from diffusers.utils.torch_utils import randn_tensor
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
 from ddm_diffusers.hub import sample_grid
 from ddm_diffusers.training import (
+    CachedLatents,
     HelpFormatter,
     ImageTransform,
+    LatentSpace,
     TrainingRun,
     add_data_arguments,
+    add_latent_arguments,
     add_training_arguments,
     check_training_arguments,
     ddm_loss,
     load_image_dataset,
+    load_vae,
     sample_timesteps,
 )
 
@@ -54,7 +60,9 @@ def add_model_arguments(parser):
     model.add_argument("--dropout", type=float, default=0.0, help="Dropout of the residual blocks.")
     model.add_argument("--num_decoders", type=int, default=1, choices=[1, 2], help="2: the paper's two decoders.")
     model.add_argument("--num_heads", type=int, default=2, choices=[1, 2], help="Output heads of one decoder.")
-    model.add_argument("--sigma_data", type=float, default=1.0, help="Root mean square of the images in [-1, 1].")
+    model.add_argument(
+        "--sigma_data", type=float, help="Root mean square of what is trained on. Default: 1, or measured, of latents."
+    )
     model.add_argument("--attenuation", default="constant", choices=["constant", "linear"], help="How images fade.")
     model.add_argument("--noise_schedule", default="sqrt", choices=["sqrt", "linear"], help="sigma_t = sqrt(t) or t.")
 
@@ -67,6 +75,7 @@ def parse_args(input_args=None):
         "--class_dropout_prob", type=float, default=0.1, help="How often the label is dropped, for guidance."
     )
 
+    add_latent_arguments(parser)
     add_model_arguments(parser)
     add_training_arguments(parser)
 
@@ -80,6 +89,20 @@ def parse_args(input_args=None):
     return args
 
 
+def load_latent_space(args, accelerator):
+    """The autoencoder of `--vae_name_or_path`; grey or colour is what it encodes."""
+    if args.vae_name_or_path is None:
+        return None
+    space = LatentSpace(load_vae(args.vae_name_or_path, args.vae_subfolder), accelerator.device)
+    if args.resolution % space.scale_factor:
+        raise ValueError(
+            f"`--resolution` is {args.resolution}, but has to be a multiple of {space.scale_factor}, as the latents are so many"
+            " times smaller."
+        )
+    args.image_mode = {1: "L", 3: "RGB"}[space.vae.config.in_channels]
+    return space
+
+
 def default_block_out_channels(resolution):
     """Up to six levels, as many as the resolution can be halved for, down to 4 pixels."""
     block_out_channels = [128, 128, 256, 256, 512, 512]
@@ -90,23 +113,26 @@ def default_block_out_channels(resolution):
     return block_out_channels
 
 
-def build_unet(args, channels, num_classes=None, conditioning_channels=0):
-    """The model of `--model_config_name_or_path`, or one that suits the resolution."""
-    options = {"in_channels": channels, "num_class_embeds": num_classes, "sample_size": args.resolution}
+def build_unet(args, channels, size, num_classes=None, conditioning_channels=0, sigma_data=None):
+    """The model of `--model_config_name_or_path`, or one that suits the size of images or latents."""
+    options = {"in_channels": channels, "num_class_embeds": num_classes, "sample_size": size}
     options |= {"attenuation": args.attenuation, "noise_schedule": args.noise_schedule}
     options |= {"conditioning_channels": conditioning_channels}
+    if args.sigma_data is not None or sigma_data is not None:
+        options["sigma_data"] = args.sigma_data or sigma_data
     if args.model_config_name_or_path is not None:
         config = DDMUNet2DModel.load_config(args.model_config_name_or_path)
         return DDMUNet2DModel.from_config({**config, **options, "out_channels": None})
 
-    block_out_channels = args.block_out_channels or default_block_out_channels(args.resolution)
+    block_out_channels = args.block_out_channels or default_block_out_channels(size)
     multiple = 2 ** (len(block_out_channels) - 1)
-    if args.resolution % multiple:
+    if size % multiple:
+        factor = args.resolution // size
         raise ValueError(
-            f"`--resolution` is {args.resolution}, but has to be a multiple of {multiple} for the"
+            f"`--resolution` is {args.resolution}, but has to be a multiple of {factor * multiple} for the"
             f" {len(block_out_channels)} levels of `--block_out_channels`."
         )
-    attention = [args.resolution // 2**level <= 16 for level in range(len(block_out_channels))]
+    attention = [size // 2**level <= 16 for level in range(len(block_out_channels))]
     return DDMUNet2DModel(
         **options,
         block_out_channels=tuple(block_out_channels),
@@ -117,14 +143,12 @@ def build_unet(args, channels, num_classes=None, conditioning_channels=0):
         dropout=args.dropout,
         num_decoders=args.num_decoders,
         num_heads=args.num_heads,
-        sigma_data=args.sigma_data,
     )
 
 
-def training_loss(args, unet, scheduler, sigma_data, batch, **model_kwargs):
-    """The loss of a batch and its parts."""
+def training_loss(args, unet, scheduler, sigma_data, clean, generators, **model_kwargs):
+    """The loss of clean images or latents and its parts."""
     # The forward process: the image fades, noise rises
-    clean, generators = batch["pixel_values"], batch["generators"]
     noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
     timesteps = sample_timesteps(
         scheduler,
@@ -157,8 +181,9 @@ def main(args):
     run = TrainingRun(args, "train_ddm")
     accelerator = run.accelerator
 
-    # Data
+    # Data, which the autoencoder turns into latents, if there is one
     with accelerator.main_process_first():
+        space = load_latent_space(args, accelerator)
         dataset = load_image_dataset(
             args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
         )
@@ -172,10 +197,26 @@ def main(args):
             args.class_dropout_prob,
         )
     class_names = transform.class_names
+    channels, size, sigma_data = transform.channels, args.resolution, None
+    if space is not None:
+        (channels, sigma_data), size = space.measure(transform), args.resolution // space.scale_factor
+        if args.latent_cache_dir is not None:
+            transform = CachedLatents(
+                transform,
+                space,
+                args.latent_cache_dir,
+                accelerator,
+                args.train_batch_size,
+                args.dataloader_num_workers,
+                args.skip_bad_images,
+            )
 
-    # Model and process
-    unet = build_unet(args, transform.channels, None if class_names is None else len(class_names))
-    scheduler = DDMScheduler(attenuation=args.attenuation, noise_schedule=args.noise_schedule)
+    # Model and process; latents are not limited to [-1, 1]
+    num_classes = None if class_names is None else len(class_names)
+    unet = build_unet(args, channels, size, num_classes, sigma_data=sigma_data)
+    scheduler = DDMScheduler(
+        attenuation=args.attenuation, noise_schedule=args.noise_schedule, clip_sample=space is None
+    )
     sigma_data = unet.config.sigma_data
     unet = run.prepare(unet, transform)
 
@@ -186,6 +227,10 @@ def main(args):
         "noise schedule": args.noise_schedule,
         "class labels": "none" if class_names is None else dict(enumerate(class_names)),
     }
+    if space is not None:
+        settings["latents"] = (
+            f"{channels} x {size} x {size}, of {args.vae_name_or_path}, root mean square {sigma_data:g}"
+        )
     save_images_steps = args.save_images_steps
     if save_images_steps is None and run.steps_per_epoch is not None:
         save_images_steps = args.save_images_epochs * run.steps_per_epoch
@@ -198,14 +243,15 @@ def main(args):
         )
 
     def make_pipeline():
-        pipeline = DDMPipeline(unet=run.trained_model(), scheduler=scheduler)
+        pipeline = DDMPipeline(run.trained_model(), scheduler, vae=None if space is None else space.vae)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     for batch in run:
         with run.accumulate():
+            clean = batch["pixel_values"] if space is None else space.clean(batch)
             loss, parts = training_loss(
-                args, unet, scheduler, sigma_data, batch, class_labels=batch.get("class_labels")
+                args, unet, scheduler, sigma_data, clean, batch["generators"], class_labels=batch.get("class_labels")
             )
             run.optimize(loss, parts)
 

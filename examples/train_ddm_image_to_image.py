@@ -14,9 +14,11 @@ import argparse
 import copy
 from functools import partial
 
-from train_ddm import DIGITS_DEFAULTS, add_model_arguments, build_unet, training_loss  # examples/train_ddm.py
+# examples/train_ddm.py
+from train_ddm import DIGITS_DEFAULTS, add_model_arguments, build_unet, load_latent_space, training_loss
 
 from ddm_diffusers import DDMImageToImagePipeline, DDMScheduler
+from ddm_diffusers.latents import scale_latents
 from ddm_diffusers.training import (
     TASKS,
     ConditionalTransform,
@@ -24,6 +26,7 @@ from ddm_diffusers.training import (
     TrainingBatches,
     TrainingRun,
     add_data_arguments,
+    add_latent_arguments,
     add_training_arguments,
     check_training_arguments,
     load_image_dataset,
@@ -51,6 +54,7 @@ def parse_args(input_args=None):
         default=0.1,
         help="How often the condition is dropped, for guidance.",
     )
+    add_latent_arguments(parser, cache=False)
     add_model_arguments(parser)
     add_training_arguments(parser)
     parser.set_defaults(output_dir="ddm-image-to-image")
@@ -73,8 +77,11 @@ def main(args):
     run = TrainingRun(args, "train_ddm_image_to_image")
     accelerator = run.accelerator
 
-    # Data
+    # Data, which the autoencoder turns into latents, if there is one
     with accelerator.main_process_first():
+        space = load_latent_space(args, accelerator)
+        if space is not None:
+            args.conditioning_mode = args.image_mode
         dataset = load_image_dataset(
             args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
         )
@@ -90,9 +97,23 @@ def main(args):
             args.conditioning_dropout_prob,
         )
 
-    # Model and process
-    unet = build_unet(args, transform.channels, conditioning_channels=transform.conditioning_channels)
-    scheduler = DDMScheduler(attenuation=args.attenuation, noise_schedule=args.noise_schedule)
+    channels, conditioning_channels = transform.channels, transform.conditioning_channels
+    size, sigma_data = args.resolution, None
+    if space is not None:
+        image_channels = space.vae.config.in_channels
+        if (channels, conditioning_channels) != (image_channels, image_channels):
+            raise ValueError(
+                f"`--task` is {args.task}, with a target of {channels} and a condition of {conditioning_channels} channels, but"
+                f" the autoencoder takes images of {image_channels}."
+            )
+        (channels, sigma_data), size = space.measure(transform), args.resolution // space.scale_factor
+        conditioning_channels = channels
+
+    # Model and process; latents are not limited to [-1, 1]
+    unet = build_unet(args, channels, size, conditioning_channels=conditioning_channels, sigma_data=sigma_data)
+    scheduler = DDMScheduler(
+        attenuation=args.attenuation, noise_schedule=args.noise_schedule, clip_sample=space is None
+    )
     sigma_data = unet.config.sigma_data
     unet = run.prepare(unet, transform)
 
@@ -116,13 +137,20 @@ def main(args):
         save_images_steps = args.save_images_epochs * run.steps_per_epoch
 
     def make_pipeline():
-        pipeline = DDMImageToImagePipeline(run.trained_model(), scheduler, upscale=args.upscale)
+        vae = None if space is None else space.vae
+        pipeline = DDMImageToImagePipeline(run.trained_model(), scheduler, vae, upscale=args.upscale)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     for batch in run:
         with run.accumulate():
-            loss, parts = training_loss(args, unet, scheduler, sigma_data, batch, conditioning=batch["conditioning"])
+            clean, conditioning = batch["pixel_values"], batch["conditioning"]
+            if space is not None:
+                clean = space.clean(batch)
+                conditioning = scale_latents(space.vae, space.encode(conditioning).mean)
+            loss, parts = training_loss(
+                args, unet, scheduler, sigma_data, clean, batch["generators"], conditioning=conditioning
+            )
             run.optimize(loss, parts)
 
         # See how far it is

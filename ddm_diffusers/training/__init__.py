@@ -1,9 +1,16 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """The objective of decoupled diffusion models, and what every training script shares."""
 
-from .arguments import HelpFormatter, add_data_arguments, add_training_arguments, check_training_arguments
+from .arguments import (
+    HelpFormatter,
+    add_data_arguments,
+    add_latent_arguments,
+    add_training_arguments,
+    check_training_arguments,
+)
 from .checkpoints import Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches, load_digits_dataset, load_image_dataset
+from .latents import CachedLatents, LatentSpace, load_vae
 from .objective import TIMESTEP_DISTRIBUTIONS, WEIGHTINGS, ddm_loss, loss_weights, sample_timesteps
 from .run import TrainingRun
 from .tasks import TASKS, ConditionalTransform, make_pair, pair_grid

@@ -38,6 +38,7 @@ FREE_OPTIONS = (
     "hub_model_id",
     "hub_private_repo",
     "hub_token",
+    "latent_cache_dir",
     "license",
     "logger",
     "logging_dir",
@@ -85,6 +86,19 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     )
     data.add_argument("--dataloader_num_workers", type=int, default=0, help="0 loads in the main process.")
     return data
+
+
+def add_latent_arguments(parser: argparse.ArgumentParser, cache: bool = True) -> None:
+    """Add the options of [`load_vae`] and, with `cache`, of [`CachedLatents`]."""
+    latents = parser.add_argument_group("latent space")
+    latents.add_argument(
+        "--vae_name_or_path", help="Train in the latent space of this autoencoder: on the Hub, or a folder."
+    )
+    latents.add_argument("--vae_subfolder", help="Where it is in there; vae, if it is a pipeline.")
+    if cache:
+        latents.add_argument(
+            "--latent_cache_dir", help="Encode all images once, into this folder. Needs --center_crop."
+        )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,6 +194,13 @@ def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error("--feature_extractor is for the evaluation, which --evaluation_steps asks for.")
     if args.evaluation_samples < 4:
         parser.error(f"--evaluation_samples is {args.evaluation_samples}, but has to be 4 or more.")
+    if getattr(args, "latent_cache_dir", None) is not None:
+        if not args.center_crop:
+            parser.error("--latent_cache_dir keeps one crop of each image and needs --center_crop.")
+        if args.streaming:
+            parser.error("--latent_cache_dir needs a data set whose rows have numbers, not --streaming.")
+        if args.vae_name_or_path is None:
+            parser.error("--latent_cache_dir needs an autoencoder, --vae_name_or_path.")
     if not args.push_to_hub and (args.push_every_checkpoint or args.hub_model_id):
         parser.error("--push_every_checkpoint and --hub_model_id need --push_to_hub.")
 

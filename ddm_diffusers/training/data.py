@@ -3,7 +3,7 @@
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -168,20 +168,32 @@ class ImageTransform:
         Raises:
             ValueError: an image does not decode, or a label is none of the classes.
         """
-        values = rows[self.image_column]
-        generators = generators or [None] * len(values)
-        images = [self._decode(value) for value in values]
+        generators = generators or [None] * len(rows[self.image_column])
+        return {"pixel_values": self.pixels(rows, generators)} | self.condition(rows, generators)
+
+    def pixels(
+        self, rows: dict, generators: Sequence[torch.Generator | None], mirror: bool = True
+    ) -> list[torch.Tensor]:
+        """The images of rows alone, as of a call, or none of them mirrored."""
+        images = [self._decode(value) for value in rows[self.image_column]]
         if self.image_mode == "L" and not self._mode_was_asked_for:
             self.colour_lost = self.colour_lost or not all(map(_is_grey, images))
-        images = [self._crop(image, generator) for image, generator in zip(images, generators, strict=True)]
-        batch = {"pixel_values": list(self.to_tensor.preprocess(images))}
-        if self.class_names is not None:
-            labels = [self._class_index(*pair) for pair in zip(rows["label"], values, strict=True)]
-            if self.class_dropout_prob > 0:
-                dropped = [bool(torch.rand((), generator=g) < self.class_dropout_prob) for g in generators]
-                labels = [len(self.class_names) if d else label for label, d in zip(labels, dropped, strict=True)]
-            batch["class_labels"] = labels
-        return batch
+        images = [self._crop(image, generator, mirror) for image, generator in zip(images, generators, strict=True)]
+        return list(self.to_tensor.preprocess(images))
+
+    def draw_flip(self, generator: torch.Generator | None) -> bool:
+        """Whether an image is mirrored, which is drawn before anything else about a row that is cropped at its center."""
+        return self.random_flip and bool(torch.rand((), generator=generator) < 0.5)
+
+    def condition(self, rows: dict, generators: Sequence[torch.Generator | None]) -> dict:
+        """What goes along with the images of rows, as of a call, drawn after them."""
+        if self.class_names is None:
+            return {}
+        labels = [self._class_index(*pair) for pair in zip(rows["label"], rows[self.image_column], strict=True)]
+        if self.class_dropout_prob > 0:
+            dropped = [bool(torch.rand((), generator=g) < self.class_dropout_prob) for g in generators]
+            labels = [len(self.class_names) if d else label for label, d in zip(labels, dropped, strict=True)]
+        return {"class_labels": labels}
 
     def _mode_of_first(self, dataset: Dataset | IterableDataset) -> str:
         error = None
@@ -208,15 +220,13 @@ class ImageTransform:
         except Exception as error:  # Pillow's plugins raise more than OSError, SyntaxError and struct.error among them
             raise ValueError(f"The image {_name(value)} does not decode: {error}") from error
 
-    def _crop(self, image: PILImage.Image, generator: torch.Generator | None) -> PILImage.Image:
+    def _crop(self, image: PILImage.Image, generator: torch.Generator | None, mirror: bool) -> PILImage.Image:
         centering = (0.5, 0.5) if self.center_crop else tuple(torch.rand(2, generator=generator).tolist())
         size = (self.resolution, self.resolution)
         image = ImageOps.fit(
             convert_mode(image, self.image_mode), size, PILImage.Resampling.BILINEAR, centering=centering
         )
-        if self.random_flip and torch.rand((), generator=generator) < 0.5:
-            image = ImageOps.mirror(image)
-        return image
+        return ImageOps.mirror(image) if mirror and self.draw_flip(generator) else image
 
 
 def _name(value: dict | None) -> str:

@@ -10,7 +10,6 @@ imported it runs nothing that a repository brings: its components then come from
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -20,20 +19,24 @@ from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
 from diffusers import DiffusionPipeline, ModelMixin, pipelines
 from diffusers.pipelines import pipeline_loading_utils
-from diffusers.utils import make_image_grid
-from huggingface_hub import ModelCardData, create_repo, hf_hub_download, try_to_load_from_cache, upload_folder
+from huggingface_hub import create_repo, hf_hub_download, try_to_load_from_cache, upload_folder
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from PIL import Image, ImageOps
+
+from .model_card import (
+    CARD_NAME,
+    LIBRARY_NAME,
+    SAMPLES_LINK,
+    SAMPLES_NAME,
+    is_generated_card,
+    sample_grid,
+    sign_card,
+    write_model_card,
+)
 
 
-LIBRARY_NAME = __name__.split(".")[0]
 PIPELINE_MODULE = "ddm_pipeline"
-CARD_NAME = "README.md"
-SAMPLES_NAME = "samples.png"
-SAMPLES_LINK = f"![Samples of the model]({SAMPLES_NAME})"
 
 # What the training script leaves beside a pipeline, and nobody wants to download
 TRAINING_FILES = ("checkpoint-*", "logs/*", "samples/*")
@@ -233,7 +236,7 @@ class HubPipelineMixin(HubMixin):
             body = re.sub(r"^# .*", lambda _: f"# {repo_id.split('/')[-1]}", body, count=1, flags=re.MULTILINE)
             if (folder / SAMPLES_NAME).exists() and SAMPLES_LINK not in body:
                 body = body.replace("\n## Use\n", f"\n{SAMPLES_LINK}\n\n## Use\n", 1)
-            (folder / CARD_NAME).write_text(_sign(body), encoding="utf-8")
+            (folder / CARD_NAME).write_text(sign_card(body), encoding="utf-8")
 
     def push_to_hub(
         self,
@@ -343,128 +346,3 @@ def upload_pipeline(
         create_pr=create_pr,
         ignore_patterns=ignore_patterns,
     )
-
-
-def sample_grid(pipeline: DiffusionPipeline, num_images: int = 16, num_inference_steps: int = 10) -> Image.Image:
-    """
-    A square grid of samples, always from the same seeds; a class-conditional model goes through its classes.
-
-    Args:
-        pipeline ([`DDMPipeline`]): The pipeline.
-        num_images (`int`, defaults to 16): How many.
-        num_inference_steps (`int`, defaults to 10): Steps of each.
-    """
-    num_classes = pipeline.unet.config.num_class_embeds
-    images = pipeline(
-        batch_size=num_images,
-        num_inference_steps=num_inference_steps,
-        class_labels=None if num_classes is None else [i % num_classes for i in range(num_images)],
-        generator=torch.Generator().manual_seed(0),
-    ).images
-    return framed_grid(images, math.ceil(math.sqrt(num_images)))
-
-
-def framed_grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """
-    A grid of images of one size, row by row. Small ones are enlarged, so that their pixels can be seen, and framed, so
-    that they can be told apart.
-
-    Args:
-        images (`Sequence[PIL.Image.Image]`): The images, of any mode.
-        columns (`int`): How many stand side by side.
-    """
-    zoom = max(1, 48 // max(images[0].size))
-    images = [ImageOps.scale(image.convert("RGB"), zoom, Image.Resampling.NEAREST) for image in images]
-    images = [ImageOps.expand(image, border=2, fill="gray") for image in images]
-    rows = math.ceil(len(images) / columns)
-    images += [Image.new("RGB", images[0].size, "gray")] * (rows * columns - len(images))
-    return make_image_grid(images, rows=rows, cols=columns)
-
-
-def write_model_card(
-    folder: str | os.PathLike,
-    pipeline: DiffusionPipeline,
-    repo_id: str,
-    license: str | None = None,
-    datasets: str | list[str] | None = None,
-    training_command: str | None = None,
-    settings: dict | None = None,
-    evaluation: list[dict] | None = None,
-) -> bool:
-    """
-    Write `README.md`, the model card of a saved pipeline, unless there is one that somebody wrote or edited.
-
-    Args:
-        folder (`str` or `os.PathLike`): The folder of the pipeline. The card shows its `samples.png`, if there is one.
-        pipeline ([`DDMPipeline`]): The pipeline.
-        repo_id (`str`): Where others load it from: a repository, or the name of the folder.
-        license (`str`, *optional*): An identifier of the Hub, `"apache-2.0"` say.
-        datasets (`str` or `list[str]`, *optional*): Data sets on the Hub that it was trained on.
-        training_command (`str`, *optional*): The command that trained it.
-        settings (`dict`, *optional*): The main settings of the training.
-        evaluation (`list[dict]`, *optional*): The rows of a table.
-
-    Returns:
-        `bool`: whether the card was written.
-    """
-    path = Path(folder, CARD_NAME)
-    if path.exists() and not is_generated_card(path.read_text(encoding="utf-8")):
-        return False
-    data = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag=pipeline.pipeline_tag,
-        license=license,
-        datasets=datasets,
-        tags=[LIBRARY_NAME.replace("_", "-"), "decoupled-diffusion", "arxiv:2306.13720"],
-    )
-    name, class_name = repo_id.split("/")[-1], type(pipeline).__name__
-    num_classes = pipeline.unet.config.num_class_embeds
-    labels = "" if num_classes is None else f", class_labels=[i % {num_classes} for i in range(16)]"
-    arguments, imports = f"batch_size=16, num_inference_steps=10{labels}", ""
-    if pipeline.image_arguments:
-        opened = ", ".join(f'Image.open("{name}.png")' for name in pipeline.image_arguments)
-        arguments, imports = f"{opened}, num_inference_steps=10", "from PIL import Image\n\n"
-    parts = [
-        f"# {name}",
-        "A decoupled diffusion model ([arXiv 2306.13720](https://arxiv.org/abs/2306.13720)) for"
-        " [diffusers](https://github.com/huggingface/diffusers), made with ddm-diffusers.",
-    ]
-    if Path(folder, SAMPLES_NAME).exists():
-        parts.append(SAMPLES_LINK)
-    parts += [
-        "## Use",
-        "After `pip install ddm-diffusers`:",
-        f"```python\n{imports}from {LIBRARY_NAME} import {class_name}\n\n"
-        f'pipe = {class_name}.from_pretrained("{repo_id}")\n'
-        f"images = pipe({arguments}).images\n```",
-        "`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it too, with the package installed.",
-    ]
-    if training_command is not None:
-        parts += ["## Training", f"```bash\n{training_command}\n```"]
-        parts += [_table([{"setting": key, "value": value} for key, value in (settings or {}).items()])]
-    if evaluation:
-        parts += ["## Evaluation", _table(evaluation)]
-    body = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n\n"
-    path.write_text(_sign(body), encoding="utf-8")
-    return True
-
-
-def is_generated_card(text: str) -> bool:
-    """Whether a model card is as [`write_model_card`] wrote it: the digest at its end is that of what precedes it."""
-    match = re.fullmatch(r"(.*)<!-- generated by ddm-diffusers, ([0-9a-f]{64}) -->\s*", text, flags=re.DOTALL)
-    return match is not None and _digest(match[1]) == match[2]
-
-
-def _sign(body: str) -> str:
-    return body + f"<!-- generated by ddm-diffusers, {_digest(body)} -->\n"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _table(rows: list[dict]) -> str:
-    if not rows:
-        return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

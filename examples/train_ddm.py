@@ -16,7 +16,7 @@ import math
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
-from ddm_diffusers.hub import sample_grid
+from ddm_diffusers.model_card import sample_grid
 from ddm_diffusers.training import (
     CachedLatents,
     HelpFormatter,
@@ -25,6 +25,7 @@ from ddm_diffusers.training import (
     TrainingRun,
     add_data_arguments,
     add_latent_arguments,
+    add_objective_arguments,
     add_training_arguments,
     check_training_arguments,
     ddm_loss,
@@ -77,6 +78,7 @@ def parse_args(input_args=None):
 
     add_latent_arguments(parser)
     add_model_arguments(parser)
+    add_objective_arguments(parser)
     add_training_arguments(parser)
 
     args = parser.parse_args(input_args)

@@ -27,6 +27,7 @@ from ddm_diffusers.training import (
     TrainingRun,
     add_data_arguments,
     add_latent_arguments,
+    add_objective_arguments,
     add_training_arguments,
     check_training_arguments,
     load_image_dataset,
@@ -56,6 +57,7 @@ def parse_args(input_args=None):
     )
     add_latent_arguments(parser, cache=False)
     add_model_arguments(parser)
+    add_objective_arguments(parser)
     add_training_arguments(parser)
     parser.set_defaults(output_dir="ddm-image-to-image")
 

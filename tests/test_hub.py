@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from stock_parts import perturb, seeded, tiny_conditional_unet, tiny_text_parts, tiny_vae
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DConditionModel
-from ddm_diffusers.hub import is_generated_card, write_model_card
+from ddm_diffusers.model_card import is_generated_card, write_model_card
 
 
 # Each client is a process that imports everything anew, which takes seconds.

@@ -5,6 +5,7 @@ from .arguments import (
     HelpFormatter,
     add_data_arguments,
     add_latent_arguments,
+    add_objective_arguments,
     add_training_arguments,
     check_training_arguments,
 )

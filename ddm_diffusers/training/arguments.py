@@ -101,8 +101,8 @@ def add_latent_arguments(parser: argparse.ArgumentParser, cache: bool = True) ->
         )
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the objective, the optimization, and what [`TrainingRun`] writes."""
+def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of [`ddm_loss`] and [`sample_timesteps`]."""
     objective = parser.add_argument_group("objective")
     objective.add_argument(
         "--weighting", default="velocity", choices=WEIGHTINGS, help="Weighting of the loss; none: the paper's."
@@ -119,6 +119,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     objective.add_argument("--logit_mean", type=float, default=0.0, help="Of log(sigma / alpha), if logit_normal.")
     objective.add_argument("--logit_std", type=float, default=1.0, help="Of log(sigma / alpha), if logit_normal.")
 
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the optimization, and what [`TrainingRun`] writes."""
     training = parser.add_argument_group("training")
     training.add_argument("--train_batch_size", type=int, default=16, help="Batch size per process.")
     training.add_argument("--num_epochs", type=int, default=100, help="How often all images are seen.")
@@ -184,7 +187,7 @@ def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
             parser.error(f"--{name} is {value}, but has to be 1 or more.")
     if args.seed is not None and args.seed < 0:
         parser.error(f"--seed is {args.seed}, but has to be 0 or more.")
-    if args.logit_std <= 0:
+    if getattr(args, "logit_std", 1.0) <= 0:
         parser.error(f"--logit_std is {args.logit_std}, but has to be above 0.")
     if args.streaming and args.max_train_steps is None:
         parser.error("--max_train_steps is not given, but --streaming needs it: a stream does not tell its length.")

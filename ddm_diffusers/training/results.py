@@ -6,10 +6,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from accelerate.logging import get_logger
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 
-from ..hub import SAMPLES_NAME, TRAINING_FILES, write_model_card
+from ..hub import TRAINING_FILES
+from ..model_card import SAMPLES_NAME, write_model_card
 from .checkpoints import replace_contents
 from .tracking import tolerating_failures
 
@@ -18,7 +19,16 @@ logger = get_logger(__name__, log_level="INFO")
 
 
 class ResultsMixin:
-    """The results of a [`TrainingRun`], all of them for the main process."""
+    """
+    The results of a [`TrainingRun`], all of them for the main process.
+
+    A result is a pipeline, or a model that is one by itself.
+
+    Attributes:
+        card (`dict`): `pipeline_tag`, `description` and `usage` of the model card, of results from outside this package.
+    """
+
+    card = {}
 
     def log_images(self, grid: Image.Image, name: str = "samples") -> None:
         """Save a grid of samples in `samples/` and send it to the trackers."""
@@ -29,7 +39,7 @@ class ResultsMixin:
             grid.save(path)
         self.tracking.log_image(name, grid, path, self.global_step)
 
-    def keep_best(self, distance: float, pipeline: DiffusionPipeline, name: str = "distance") -> None:
+    def keep_best(self, distance: float, pipeline: DiffusionPipeline | ModelMixin, name: str = "distance") -> None:
         """Log a distance and, if it is the smallest so far, keep the pipeline in `best/`."""
         self.tracking.log({name: distance}, self.global_step)
         logger.info(f"Step {self.global_step}: {name} {distance:.4g}, best so far {min(distance, self.best):.4g}")
@@ -38,7 +48,7 @@ class ResultsMixin:
                 replace_contents(self.output_dir / "best", pipeline.save_pretrained)
                 self.best = distance
 
-    def save_pipeline(self, pipeline: DiffusionPipeline, folder: Path, settings: dict) -> Image.Image:
+    def save_pipeline(self, pipeline: DiffusionPipeline | ModelMixin, folder: Path, settings: dict) -> Image.Image:
         """
         Save a pipeline, load it again as a user would, let it draw what its model card shows, and write that card. A
         pipeline that is in the folder already is replaced file by file.
@@ -56,7 +66,8 @@ class ResultsMixin:
         def write(temporary):
             pipeline.save_pretrained(temporary)
             loaded = type(pipeline).from_pretrained(temporary).to(pipeline.device)
-            loaded.set_progress_bar_config(disable=True)
+            if isinstance(loaded, DiffusionPipeline):
+                loaded.set_progress_bar_config(disable=True)
             self.sample_grid(loaded, args.eval_batch_size, args.num_inference_steps).save(temporary / SAMPLES_NAME)
 
         replace_contents(folder, write)
@@ -78,16 +89,17 @@ class ResultsMixin:
                 "seed": self.seed,
                 **settings,
             },
+            **self.card,
         )
         return grid
 
-    def upload(self, pipeline: DiffusionPipeline, settings: dict) -> None:
+    def upload(self, pipeline: DiffusionPipeline | ModelMixin, settings: dict) -> None:
         """Upload a pipeline in the background, with its model card, while training goes on."""
         step = self.global_step
         with tolerating_failures("the upload", step), self.uploader.snapshot(f"Step {step}") as folder:
             self.save_pipeline(pipeline, folder, settings)
 
-    def save_result(self, pipeline: DiffusionPipeline, settings: dict) -> None:
+    def save_result(self, pipeline: DiffusionPipeline | ModelMixin, settings: dict) -> None:
         """Save a pipeline in the output folder and upload it if that is asked for; [`~TrainingRun.finish`] calls this."""
         args = self.args
         grid = self.save_pipeline(pipeline, self.output_dir, settings)

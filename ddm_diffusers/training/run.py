@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
-from ..hub import sample_grid
+from ..model_card import sample_grid
 from .arguments import settings_that_matter
 from .checkpoints import PREFIX, Checkpoints
 from .data import ImageTransform, TrainingBatches
@@ -432,7 +432,7 @@ class TrainingRun(ResultsMixin):
             parameter.data.copy_(weight)
         return copy.to(self.accelerator.device).eval()
 
-    def finish(self, pipeline: DiffusionPipeline, settings: dict) -> None:
+    def finish(self, pipeline: DiffusionPipeline | ModelMixin, settings: dict) -> None:
         """
         Save the result, upload it if that is asked for, and end the trackers. Every process calls this. If a signal came
         after the last step, the process then exits with 128 and its number.

@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..hub import framed_grid
+from ..model_card import framed_grid
 from ..pipelines.images import resize
 from .data import ImageTransform
 

@@ -55,7 +55,7 @@ from ddm_diffusers import (
     DDMUNet2DModel,
     DDMUNet2DOutput,
 )
-from ddm_diffusers.hub import framed_grid
+from ddm_diffusers.model_card import framed_grid
 from ddm_diffusers.pipelines.images import resize
 from ddm_diffusers.training import ddm_loss, sample_timesteps
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ddm_diffusers import DDMPipeline
-from ddm_diffusers.hub import is_generated_card
+from ddm_diffusers.model_card import is_generated_card
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

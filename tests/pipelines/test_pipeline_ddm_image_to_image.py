@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ddm_diffusers import DDMImageToImagePipeline, DDMScheduler
-from ddm_diffusers.hub import is_generated_card
+from ddm_diffusers.model_card import is_generated_card
 from ddm_diffusers.pipelines.images import make_tiles
 
 

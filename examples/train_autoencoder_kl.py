@@ -11,6 +11,7 @@ The objective is that of latent diffusion models (arXiv 2112.10752): the mean ab
 """
 
 import argparse
+import math
 from functools import partial
 
 import torch
@@ -58,7 +59,7 @@ class PatchDiscriminator(nn.Sequential):
         for _ in range(num_levels - 1):
             layers += [
                 nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-                nn.GroupNorm(8, 2 * width),
+                nn.GroupNorm(32, 2 * width),
                 nn.LeakyReLU(0.2),
             ]
             width *= 2
@@ -167,7 +168,7 @@ def main(args):
         block_out_channels=tuple(args.block_out_channels),
         layers_per_block=args.layers_per_block,
         latent_channels=args.latent_channels,
-        norm_num_groups=min(32, min(args.block_out_channels)),
+        norm_num_groups=math.gcd(32, max(1, args.block_out_channels[0] // 4), *args.block_out_channels),
         sample_size=args.resolution,
         scaling_factor=1.0,
         force_upcast=False,

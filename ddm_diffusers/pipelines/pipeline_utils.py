@@ -69,6 +69,8 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
     @property
     def size_multiple(self) -> int:
         """What height and width of the images are multiples of, by what the model and the `vae` halve them."""
+        if hasattr(self.unet, "size_multiple"):
+            return self.vae_scale_factor * self.unet.size_multiple
         return self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def enable_vae_slicing(self) -> None:

@@ -25,7 +25,7 @@ def pipeline(tiny_unet):
     """`pipeline(scheduler_options, **unet_options)` makes a quiet pipeline around a tiny model."""
 
     def make(scheduler_options=None, vae=None, **unet_options):
-        scheduler = DDMScheduler(**(scheduler_options or {}))
+        scheduler = DDMScheduler(**{"clip_sample": vae is None, **(scheduler_options or {})})
         process = {name: scheduler.config[name] for name in ("attenuation", "noise_schedule")}
         pipe = DDMPipeline(tiny_unet(**{**process, **unet_options}), scheduler, vae=vae)
         pipe.set_progress_bar_config(disable=True)
@@ -306,6 +306,55 @@ def test_a_vae_decodes_the_latents(vae_options, pipeline, tiny_vae):
     expected = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1)
     assert images.shape == (2, 3, 16, 16)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_latents_are_not_clipped_as_images_are(pipeline, tiny_vae, rejects):
+    pipe = pipeline({"clip_sample": True}, vae=tiny_vae(), in_channels=4)
+    with rejects("`scheduler`", "clip_sample=True", "clip_sample=False"):
+        pipe(num_inference_steps=2)
+    pipe.scheduler = DDMScheduler.from_config(pipe.scheduler.config, clip_sample_range=4.0)
+    assert pipe(num_inference_steps=2, output_type="pt").images.shape == (1, 3, 16, 16)
+
+
+@torch.no_grad()
+def test_slicing_decodes_one_image_at_a_time(pipeline, tiny_vae):
+    pipe, sizes = pipeline(vae=tiny_vae(), in_channels=4), []
+    pipe.vae.decoder.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    arguments = {"batch_size": 3, "num_inference_steps": 2, "output_type": "pt"}
+    images = pipe(generator=seeded(), **arguments).images
+    pipe.enable_vae_slicing()
+    sliced = pipe(generator=seeded(), **arguments).images
+    pipe.disable_vae_slicing()
+    again = pipe(generator=seeded(), **arguments).images
+    assert sizes == [3, 1, 1, 1, 3]
+    torch.testing.assert_close(sliced, images, rtol=0, atol=1e-5)
+    assert torch.equal(again, images)
+
+
+@torch.no_grad()
+def test_tiling_decodes_a_large_image_in_parts(pipeline, tiny_vae):
+    """As many pixels a time as `sample_size` has, not the 64 of the whole image."""
+    pipe, sizes = pipeline(vae=tiny_vae(sample_size=16), in_channels=4, sample_size=32), []
+    pipe.vae.decoder.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[2:])))
+    arguments = {"num_inference_steps": 2, "output_type": "pt"}
+    whole = pipe(generator=seeded(), **arguments).images
+    pipe.enable_vae_tiling()
+    tiled = pipe(generator=seeded(), **arguments).images
+    assert whole.shape == tiled.shape == (1, 3, 64, 64)
+    assert sizes[0] == (64, 64) and len(sizes) > 16 and max(sizes[1:]) == (16, 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_half_precision_in_latent_space(dtype, pipeline, tiny_vae):
+    pipe = pipeline(vae=tiny_vae(scaling_factor=0.18215, force_upcast=True), in_channels=4)
+    with torch.autocast("cpu", dtype=dtype):
+        assert pipe(num_inference_steps=3, output_type="pt").images.isfinite().all()
+    pipe.to(dtype)
+    images = pipe(num_inference_steps=3, output_type="pt").images
+    assert images.isfinite().all() and images.std() > 0
+    assert pipe.vae.dtype == dtype  # float32 was only for the decoding
 
 
 # --------------------------------------------------------------------------------------------------------------------- saving

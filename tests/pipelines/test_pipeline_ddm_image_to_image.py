@@ -438,6 +438,7 @@ def test_a_vae_encodes_the_condition_and_decodes_the_sample(tiny_unet, tmp_path)
     padded = torch.cat([image, image[..., -1:]], dim=3)
     condition = (vae.encode(2 * padded - 1).latent_dist.mean - 0.2) * 0.5
     x = torch.randn(2, 4, 4, 6, generator=(generator := seeded()))
+    pipe.scheduler.set_timesteps(3)
     for timestep in pipe.scheduler.timesteps:
         x = pipe.scheduler.step(
             unet(x, timestep, conditioning=condition).sample, timestep, x, generator=generator

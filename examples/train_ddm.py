@@ -15,7 +15,7 @@ import math
 
 from diffusers.utils.torch_utils import randn_tensor
 
-from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
+from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMScheduler, DDMUNet2DModel
 from ddm_diffusers.model_card import sample_grid
 from ddm_diffusers.training import (
     CachedLatents,
@@ -45,6 +45,9 @@ DIGITS_DEFAULTS = {
     "lr_warmup_steps": 100,
     "block_out_channels": [32, 64],
     "layers_per_block": 1,
+    "num_layers": 4,
+    "num_attention_heads": 4,
+    "attention_head_dim": 16,
     "save_images_epochs": 50,
     "seed": 0,
 }
@@ -53,7 +56,9 @@ DIGITS_DEFAULTS = {
 def add_model_arguments(parser):
     """The options of `build_unet` and of the process."""
     model = parser.add_argument_group("model and process")
-    model.add_argument("--model_config_name_or_path", help="The config of a DDMUNet2DModel, instead of what follows.")
+    model.add_argument(
+        "--model_config_name_or_path", help="The config of a model of this kind, instead of what follows."
+    )
     model.add_argument(
         "--block_out_channels", type=int, nargs="+", help="Channels of each level. Default: by resolution."
     )
@@ -68,6 +73,16 @@ def add_model_arguments(parser):
     model.add_argument("--noise_schedule", default="sqrt", choices=["sqrt", "linear"], help="sigma_t = sqrt(t) or t.")
 
 
+def add_transformer_arguments(parser):
+    """The choice of the model, and the options of `build_transformer`."""
+    model = parser.add_argument_group("transformer")
+    model.add_argument("--model_type", default="unet", choices=["unet", "dit"], help="dit: a transformer of patches.")
+    model.add_argument("--num_layers", type=int, default=12, help="Blocks of the transformer.")
+    model.add_argument("--num_attention_heads", type=int, default=6, help="Of the transformer.")
+    model.add_argument("--attention_head_dim", type=int, default=64, help="The transformer's width, over its heads.")
+    model.add_argument("--patch_size", type=int, default=2, help="Height and width of its patches.")
+
+
 def parse_args(input_args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     data = add_data_arguments(parser)
@@ -78,6 +93,7 @@ def parse_args(input_args=None):
 
     add_latent_arguments(parser)
     add_model_arguments(parser)
+    add_transformer_arguments(parser)
     add_objective_arguments(parser)
     add_training_arguments(parser)
 
@@ -88,6 +104,8 @@ def parse_args(input_args=None):
     check_training_arguments(parser, args)
     if not 0 <= args.class_dropout_prob <= 1:
         parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
+    if args.model_type == "dit" and args.num_decoders == 2:
+        parser.error("--num_decoders is 2, which is for --model_type unet; a transformer has none.")
     return args
 
 
@@ -115,16 +133,42 @@ def default_block_out_channels(resolution):
     return block_out_channels
 
 
-def build_unet(args, channels, size, num_classes=None, conditioning_channels=0, sigma_data=None):
-    """The model of `--model_config_name_or_path`, or one that suits the size of images or latents."""
+def model_options(args, channels, size, num_classes, sigma_data):
+    """What all models have."""
     options = {"in_channels": channels, "num_class_embeds": num_classes, "sample_size": size}
     options |= {"attenuation": args.attenuation, "noise_schedule": args.noise_schedule}
-    options |= {"conditioning_channels": conditioning_channels}
     if args.sigma_data is not None or sigma_data is not None:
         options["sigma_data"] = args.sigma_data or sigma_data
+    return options
+
+
+def from_config(model_class, args, options):
+    config = model_class.load_config(args.model_config_name_or_path)
+    return model_class.from_config({**config, **options, "out_channels": None})
+
+
+def build_transformer(args, channels, size, num_classes=None, sigma_data=None):
+    """The transformer of `--model_config_name_or_path`, or one of the size that is asked for."""
+    options = model_options(args, channels, size, num_classes, sigma_data)
     if args.model_config_name_or_path is not None:
-        config = DDMUNet2DModel.load_config(args.model_config_name_or_path)
-        return DDMUNet2DModel.from_config({**config, **options, "out_channels": None})
+        return from_config(DDMDiTTransformer2DModel, args, options)
+    return DDMDiTTransformer2DModel(
+        **options,
+        num_layers=args.num_layers,
+        num_attention_heads=args.num_attention_heads,
+        attention_head_dim=args.attention_head_dim,
+        patch_size=args.patch_size,
+        dropout=args.dropout,
+        num_heads=args.num_heads,
+    )
+
+
+def build_unet(args, channels, size, num_classes=None, conditioning_channels=0, sigma_data=None):
+    """The model of `--model_config_name_or_path`, or one that suits the size of images or latents."""
+    options = model_options(args, channels, size, num_classes, sigma_data)
+    options |= {"conditioning_channels": conditioning_channels}
+    if args.model_config_name_or_path is not None:
+        return from_config(DDMUNet2DModel, args, options)
 
     block_out_channels = args.block_out_channels or default_block_out_channels(size)
     multiple = 2 ** (len(block_out_channels) - 1)
@@ -215,7 +259,8 @@ def main(args):
 
     # Model and process; latents are not limited to [-1, 1]
     num_classes = None if class_names is None else len(class_names)
-    unet = build_unet(args, channels, size, num_classes, sigma_data=sigma_data)
+    build = build_transformer if args.model_type == "dit" else build_unet
+    unet = build(args, channels, size, num_classes, sigma_data=sigma_data)
     scheduler = DDMScheduler(
         attenuation=args.attenuation, noise_schedule=args.noise_schedule, clip_sample=space is None
     )

@@ -16,6 +16,8 @@ from ddm_diffusers import DDMPipeline
 from ddm_diffusers.training import ImageTransform, LatentSpace, load_image_dataset
 
 
+pytestmark = pytest.mark.slow
+
 AUTOENCODER = ["--resolution", "8", "--center_crop", "--block_out_channels", "8", "16", "--layers_per_block", "1"]
 AUTOENCODER += ["--max_train_steps", "150", "--lr_warmup_steps", "5", "--learning_rate", "3e-3", "--logger", "none"]
 AUTOENCODER += ["--train_batch_size", "32", "--seed", "0", "--checkpointing_steps", "75", "--save_images_steps", "50"]

@@ -19,7 +19,7 @@ from processes import start
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddm_diffusers import DDMPipeline, DDMUNet2DModel
+from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMUNet2DModel
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_ddm.py"
@@ -145,6 +145,27 @@ def test_resuming_continues_from_the_checkpoint(run):
     assert len(losses) == 50
     assert (losses == scalars(folder, "loss")[150:]).all()
     assert weights.read_bytes() == uninterrupted
+
+
+def test_a_transformer_instead(tmp_path):
+    arguments = ["--model_type", "dit", "--num_layers", "2", "--class_conditional", "--max_train_steps", "60"]
+    arguments += [
+        "--train_batch_size",
+        "32",
+        "--lr_warmup_steps",
+        "10",
+        "--eval_batch_size",
+        "4",
+        "--output_dir",
+        "out",
+    ]
+    run = start(SCRIPT.name, *arguments, "--logging_dir", "logs", cwd=tmp_path)
+    assert run.wait() == 0, run.output[-4000:]
+    loss = scalars(tmp_path / "out", "loss")
+    assert_falls(loss[:20], loss[-20:])
+    pipeline = DDMPipeline.from_pretrained(tmp_path / "out")
+    assert isinstance(pipeline.unet, DDMDiTTransformer2DModel)
+    assert samples(pipeline, 3, seed=0).shape == (3, 8, 8, 1)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,13 @@
 
 from .adapter import DDMUNet2DAdapter
 from .hub import register_with_diffusers
-from .models import DDMDiTTransformer2DModel, DDMUNet2DConditionModel, DDMUNet2DModel, DDMUNet2DOutput
+from .models import (
+    DDMDiTTransformer2DModel,
+    DDMUNet2DConditionModel,
+    DDMUNet2DModel,
+    DDMUNet2DOutput,
+    IdentityAutoencoder,
+)
 from .pipelines import (
     DDMImageToImagePipeline,
     DDMImageToImagePipelineOutput,
@@ -29,6 +35,9 @@ __all__ = [
     "DDMUNet2DModel",
     "DDMUNet2DOutput",
     "DecoupledProcess",
+    "IdentityAutoencoder",
 ]
 
-register_with_diffusers(DDMScheduler, DDMUNet2DModel, DDMUNet2DConditionModel, DDMDiTTransformer2DModel)
+register_with_diffusers(
+    DDMScheduler, DDMUNet2DModel, DDMUNet2DConditionModel, DDMDiTTransformer2DModel, IdentityAutoencoder
+)

@@ -9,6 +9,7 @@ from .arguments import (
     add_training_arguments,
     check_training_arguments,
 )
+from .captions import CaptionTransform
 from .checkpoints import Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches, load_digits_dataset, load_image_dataset
 from .latents import CachedLatents, LatentSpace, load_vae

@@ -490,7 +490,7 @@ def saliency(args):
             return output.images, output.images if output.uncertainty is None else output.uncertainty
 
         result, uncertainty = in_batches(draw, conditioning)
-        name = f"DDM, eta {eta:g}" + (f", mean of {ensemble_size}" if ensemble_size > 1 else "")
+        name = f"DDM, {steps} steps, eta {eta:g}" + (f", mean of {ensemble_size}" if ensemble_size > 1 else "")
         judge(name, steps * ensemble_size, result)
         if ensemble_size > 1:
             error = (result - alpha).abs()
@@ -622,7 +622,7 @@ def parse_args():
     args.classifier_steps = 2500
     args.repaint_steps = ((10, 1), (5, 2), (20, 1))
     args.super_resolution_steps = ((5, 1.0, 1), (10, 1.0, 1), (5, 0.0, 1), (10, 0.0, 1), (5, 1.0, 8))
-    args.saliency_steps = ((5, 1.0, 1), (10, 1.0, 1), (5, 1.0, 8))
+    args.saliency_steps = ((5, 1.0, 1), (10, 1.0, 1), (1, 1.0, 8), (5, 1.0, 8), (5, 1.0, 16))
     args.large_images = ((512, 256, 2), (2048, 256, 2))
     if args.quick:
         args.num_images, args.train_steps, args.classifier_steps, args.large_images = 20, 10, 10, ((256, 64, 1),)

@@ -36,8 +36,10 @@ def latent_scale_factor(vae: ModelMixin) -> int:
 
 def encode_images(vae: ModelMixin, images: torch.Tensor) -> Posterior:
     """
+    What an autoencoder makes of images, not yet scaled.
+
     Args:
-        vae ([`~diffusers.AutoencoderKL`], `AutoencoderTiny`, `VQModel`, `AutoencoderDC` or one with the same interface).
+        vae ([`~diffusers.ModelMixin`]): `AutoencoderKL`, `AutoencoderTiny`, `VQModel`, `AutoencoderDC` or one like them.
         images (`torch.Tensor` of shape `(batch_size, channels, height, width)`): In [-1, 1].
     """
     with float32_if_needed(vae):
@@ -58,13 +60,13 @@ def sample_latents(
 
 
 def scale_latents(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
-    """What the autoencoder returns, brought to a deviation of about 1."""
+    """What the autoencoder returns, of shape `(batch_size, latent_channels, height, width)`, with a deviation of about 1."""
     shift, scale = _shift_and_scale(vae, latents)
     return (latents - shift) * scale
 
 
 def decode_latents(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
-    """Images, in [-1, 1] but for what the decoder overshoots, of scaled latents."""
+    """Images of scaled latents, `(batch_size, channels, height, width)`, in [-1, 1] but for what the decoder overshoots."""
     shift, scale = _shift_and_scale(vae, latents)
     with float32_if_needed(vae):
         return vae.decode((latents / scale + shift).to(vae.dtype)).sample

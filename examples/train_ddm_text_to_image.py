@@ -136,6 +136,8 @@ def main(args):
         text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32)
         text_encoder = text_encoder.to(accelerator.device).eval().requires_grad_(False)
         space = load_space(args, accelerator.device)
+        if args.resolution % space.scale_factor:
+            raise ValueError(f"`--resolution` is {args.resolution}, but has to be a multiple of {space.scale_factor}.")
         dataset = load_image_dataset(
             args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
         )

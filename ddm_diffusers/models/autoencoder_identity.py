@@ -32,7 +32,9 @@ class IdentityAutoencoder(HubModelMixin, ModelMixin, ConfigMixin):
         self.register_buffer("one", torch.ones(()))
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple:
+        """`x` of shape `(batch_size, in_channels, height, width)` as it is."""
         return VQEncoderOutput(latents=x) if return_dict else (x,)
 
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator=None) -> DecoderOutput | tuple:
+        """`z` of shape `(batch_size, in_channels, height, width)` as it is."""
         return DecoderOutput(sample=z) if return_dict else (z,)

@@ -123,6 +123,19 @@ def load_latent_space(args, accelerator):
     return space
 
 
+def cache_latents(args, transform, space, accelerator):
+    """The transform with latents of `--latent_cache_dir` in the place of its images."""
+    return CachedLatents(
+        transform,
+        space,
+        args.latent_cache_dir,
+        accelerator,
+        args.train_batch_size,
+        args.dataloader_num_workers,
+        args.skip_bad_images,
+    )
+
+
 def default_block_out_channels(resolution):
     """Up to six levels, as many as the resolution can be halved for, down to 4 pixels."""
     block_out_channels = [128, 128, 256, 256, 512, 512]
@@ -247,15 +260,7 @@ def main(args):
     if space is not None:
         (channels, sigma_data), size = space.measure(transform), args.resolution // space.scale_factor
         if args.latent_cache_dir is not None:
-            transform = CachedLatents(
-                transform,
-                space,
-                args.latent_cache_dir,
-                accelerator,
-                args.train_batch_size,
-                args.dataloader_num_workers,
-                args.skip_bad_images,
-            )
+            transform = cache_latents(args, transform, space, accelerator)
 
     # Model and process; latents are not limited to [-1, 1]
     num_classes = None if class_names is None else len(class_names)

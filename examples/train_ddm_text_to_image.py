@@ -20,13 +20,12 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 # examples/train_ddm.py
-from train_ddm import default_block_out_channels, training_loss
+from train_ddm import cache_latents, default_block_out_channels, training_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddm_diffusers import DDMScheduler, DDMUNet2DConditionModel, IdentityAutoencoder
 from ddm_diffusers.model_card import framed_grid
 from ddm_diffusers.training import (
-    CachedLatents,
     CaptionTransform,
     HelpFormatter,
     LatentSpace,
@@ -153,15 +152,7 @@ def main(args):
         )
     (channels, sigma_data), size = space.measure(transform), args.resolution // space.scale_factor
     if args.latent_cache_dir is not None:
-        transform = CachedLatents(
-            transform,
-            space,
-            args.latent_cache_dir,
-            accelerator,
-            args.train_batch_size,
-            args.dataloader_num_workers,
-            args.skip_bad_images,
-        )
+        transform = cache_latents(args, transform, space, accelerator)
 
     unet = build_unet(args, channels, size, sigma_data, text_encoder.config.hidden_size)
     scheduler = DDMScheduler(noise_schedule=args.noise_schedule, clip_sample=False)

@@ -81,22 +81,28 @@ def on_white(image):
     return Image.alpha_composite(white, image).convert("RGB")
 
 
+def write_folder(folder, emoji):
+    """A folder of images in RGB, on white, that the training scripts take."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for each in emoji:
+        on_white(each.image).save(folder / f"{each.code}.png")
+        rows.append(
+            {"file_name": f"{each.code}.png", "text": each.name, "group": each.group, "subgroup": each.subgroup}
+        )
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")  # last, so that a folder that has it is whole
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="emoji", help="Where the images go.")
     parser.add_argument("--size", type=int, default=64, help="Height and width; the font has 136 pixels.")
     args = parser.parse_args()
-    folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for emoji in load_emoji(args.size):
-        on_white(emoji.image).save(folder / f"{emoji.code}.png")
-        rows.append(
-            {"file_name": f"{emoji.code}.png", "text": emoji.name, "group": emoji.group, "subgroup": emoji.subgroup}
-        )
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
-    print(f"{len(rows)} images in {folder}")
+    emoji = load_emoji(args.size)
+    write_folder(args.output_dir, emoji)
+    print(f"{len(emoji)} images in {args.output_dir}")
 
 
 if __name__ == "__main__":

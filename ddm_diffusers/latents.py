@@ -7,6 +7,7 @@ config bring latents to a deviation of about 1: `scaling_factor`, with `shift_fa
 each channel. These are the conventions of diffusers' own pipelines, in one place.
 """
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -81,17 +82,17 @@ def _shift_and_scale(vae: ModelMixin, latents: torch.Tensor):
     return mean, config.scaling_factor / std
 
 
-class float32_if_needed:
-    """Runs an autoencoder that overflows in float16, which its config says by `force_upcast`, in float32."""
-
-    def __init__(self, vae: ModelMixin):
-        self.vae = vae
-        self.needed = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-
-    def __enter__(self):
-        if self.needed:
-            self.vae.to(torch.float32)
-
-    def __exit__(self, *_):
-        if self.needed:
-            self.vae.to(torch.float16)
+@contextmanager
+def float32_if_needed(vae: ModelMixin):
+    """Runs an autoencoder that overflows in float16, which its config says by `force_upcast`, in float32, under autocast too."""
+    device_type, dtype = vae.device.type, vae.dtype
+    autocast = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+    if not vae.config.get("force_upcast") or not (autocast or dtype == torch.float16):
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        vae.to(dtype)

@@ -104,6 +104,8 @@ def parse_args(input_args=None):
     check_training_arguments(parser, args)
     if not 0 <= args.class_dropout_prob <= 1:
         parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
+    if args.latent_cache_dir is not None and args.vae_name_or_path is None:
+        parser.error("--latent_cache_dir needs an autoencoder, --vae_name_or_path.")
     if args.model_type == "dit" and args.num_decoders == 2:
         parser.error("--num_decoders is 2, which is for --model_type unet; a transformer has none.")
     return args

@@ -82,8 +82,8 @@ def parse_args(input_args=None):
         parser.error("--evaluation_steps draws images without captions; it is for train_ddm.py.")
     if not 0 <= args.caption_dropout_prob <= 1:
         parser.error(f"--caption_dropout_prob is {args.caption_dropout_prob}, but has to be in [0, 1].")
-    if args.pixel_space and (args.vae_name_or_path or args.from_pretrained_unet):
-        parser.error("--pixel_space goes without --vae_name_or_path and --from_pretrained_unet.")
+    if args.pixel_space and (args.vae_name_or_path or args.latent_cache_dir or args.from_pretrained_unet):
+        parser.error("--pixel_space goes without --vae_name_or_path, --latent_cache_dir and --from_pretrained_unet.")
     return args
 
 

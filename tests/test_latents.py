@@ -95,3 +95,25 @@ def test_float16_is_left_where_an_autoencoder_asks_for_it():
     vae.decoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
     decode_latents(vae, torch.zeros(1, 4, 4, 4, dtype=torch.float16))
     assert seen == [torch.float32] and vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_an_autoencoder_that_overflows_in_float16(dtype):
+    """Activations beyond 65504, as Stable Diffusion XL's autoencoder has them, under autocast and with half of the weights."""
+    vae = tiny_vae(scaling_factor=0.5, force_upcast=True)
+    for half in (vae.encoder, vae.decoder):
+        half.conv_in.weight.data *= 3e5  # still within float16
+    images = torch.rand(2, 3, 8, 8, generator=seeded()) * 2 - 1
+    posterior = encode_images(vae, images)
+    decoded = decode_latents(vae, posterior.mean)
+    tolerance = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    with torch.autocast("cpu", dtype=dtype):
+        torch.testing.assert_close(encode_images(vae, images).mean.float(), posterior.mean, **tolerance)
+        torch.testing.assert_close(decode_latents(vae, posterior.mean).float(), decoded, **tolerance)
+        if dtype == torch.float16:
+            vae.register_to_config(force_upcast=False)
+            assert not decode_latents(vae, posterior.mean).isfinite().all()
+            vae.register_to_config(force_upcast=True)
+    vae.to(dtype)
+    assert decode_latents(vae, posterior.mean).isfinite().all() and vae.dtype == dtype

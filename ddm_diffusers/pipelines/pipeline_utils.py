@@ -75,17 +75,24 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
 
     def enable_vae_slicing(self) -> None:
         """Decode one image at a time, in less memory."""
-        self.vae.enable_slicing()
+        self._require_vae().enable_slicing()
 
     def disable_vae_slicing(self) -> None:
-        self.vae.disable_slicing()
+        self._require_vae().disable_slicing()
 
     def enable_vae_tiling(self) -> None:
         """Decode large images in tiles, in the memory of one."""
-        self.vae.enable_tiling()
+        self._require_vae().enable_tiling()
 
     def disable_vae_tiling(self) -> None:
-        self.vae.disable_tiling()
+        self._require_vae().disable_tiling()
+
+    def _require_vae(self) -> ModelMixin:
+        if self.vae is None:
+            raise ValueError(
+                "`vae` is None, but slices and tiles are of an autoencoder: a model of pixels has nothing to decode."
+            )
+        return self.vae
 
     # ------------------------------------------------------------------------------------------------------------- checks
     def refuse_vae(self) -> None:

@@ -206,8 +206,6 @@ def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
             parser.error("--latent_cache_dir keeps one crop of each image and needs --center_crop.")
         if args.streaming:
             parser.error("--latent_cache_dir needs a data set whose rows have numbers, not --streaming.")
-        if args.vae_name_or_path is None:
-            parser.error("--latent_cache_dir needs an autoencoder, --vae_name_or_path.")
     if not args.push_to_hub and (args.push_every_checkpoint or args.hub_model_id):
         parser.error("--push_every_checkpoint and --hub_model_id need --push_to_hub.")
 

@@ -59,8 +59,8 @@ AUTOENCODERS = {
     128: ["--block_out_channels", "16", "32", "32", "64", "--latent_channels", "8", "--train_batch_size", "8"],
 }
 # the same for both sizes, whose latents have 16 x 16 places
-UNET = ["--block_out_channels", "64", "128", "--layers_per_block", "1"]
-TEXT_UNET = ["--block_out_channels", "64", "128", "--layers_per_block", "1", "--attention_head_dim", "4"]
+UNET = ["--block_out_channels", "32", "64", "128", "--layers_per_block", "1"]
+TEXT_UNET = [*UNET, "--attention_head_dim", "4"]
 GUIDANCE_SCALES = (1.0, 2.0, 4.0, 8.0)
 
 
@@ -475,8 +475,8 @@ def parse_args(arguments=None):
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128], choices=[64, 128], help="Of `latent`.")
     parser.add_argument("--autoencoder_steps", type=int, default=1500)
-    parser.add_argument("--train_steps", type=int, default=4000, help="Of a model in a latent space.")
-    parser.add_argument("--text_train_steps", type=int, default=6000, help="Of the text-to-image model.")
+    parser.add_argument("--train_steps", type=int, default=2000, help="Of a model in a latent space.")
+    parser.add_argument("--text_train_steps", type=int, default=2500, help="Of the text-to-image model.")
     parser.add_argument("--num_prompts", type=int, default=224, help="Captions of each kind that are drawn.")
     parser.add_argument("--quick", action="store_true", help="A few steps of everything.")
     parser.add_argument("--task", nargs="+", help=argparse.SUPPRESS)

@@ -183,7 +183,15 @@ def test_bad_arguments_are_refused(script, tmp_path, arguments, message):
     assert not (tmp_path / "out" / "model_index.json").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--train_batch_size", "0"], ["--weighting", "best"], ["--resolution", "-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--train_batch_size", "0"],
+        ["--weighting", "best"],
+        ["--resolution", "-1"],
+        ["--latent_cache_dir", "latents", "--center_crop"],
+    ],
+)
 def test_bad_options_are_refused_by_the_parser(script, capsys, arguments):
     with pytest.raises(SystemExit):
         script.parse_args(arguments)

@@ -345,6 +345,14 @@ def test_tiling_decodes_a_large_image_in_parts(pipeline, tiny_vae):
     assert sizes[0] == (64, 64) and len(sizes) > 16 and max(sizes[1:]) == (16, 16)
 
 
+@pytest.mark.parametrize(
+    "method", ["enable_vae_slicing", "disable_vae_slicing", "enable_vae_tiling", "disable_vae_tiling"]
+)
+def test_pixels_have_no_slices_and_tiles(method, pipeline, rejects):
+    with rejects("`vae`", "None", "autoencoder"):
+        getattr(pipeline(), method)()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_half_precision_in_latent_space(dtype, pipeline, tiny_vae):

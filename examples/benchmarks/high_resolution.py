@@ -48,7 +48,6 @@ from ddm_diffusers.model_card import framed_grid
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 
-from efficientnet_lite import EfficientNetLite0  # noqa: E402
 from evaluate import score  # noqa: E402
 from train_ddm import default_block_out_channels  # noqa: E402
 
@@ -103,6 +102,8 @@ def data_arguments(args, name, size, train_steps):
 # ---------------------------------------------------------------------------------------------------------- measuring
 @cache
 def feature_extractor():
+    from efficientnet_lite import EfficientNetLite0  # packages that the other parts do without
+
     return EfficientNetLite0().eval().requires_grad_(False)
 
 
@@ -242,6 +243,15 @@ def one_of_each(emoji):
     return list(families.values())
 
 
+def share_of_group(found, expected, neighbours, groups):
+    """
+    How often the nearest of the neighbours, by the angle between features, is of the expected group; and the standard error.
+    """
+    nearest = (F.normalize(found) @ neighbours.T).argmax(dim=1).tolist()
+    right = torch.tensor([groups[i] == group for i, group in zip(nearest, expected, strict=True)]).double()
+    return [right.mean().item(), (right.std() / len(right) ** 0.5).item()]
+
+
 def text(args):
     folder, size = Path(args.output_dir), 64
     train_autoencoder(args, size)
@@ -262,29 +272,25 @@ def text(args):
     pipe = StableDiffusionPipeline.from_pretrained(folder / "ddm-text")
     pipe.set_progress_bar_config(disable=True)
 
-    images = to_images(seen)
-    neighbours = F.normalize(features(images))
+    neighbours = F.normalize(features(to_images(seen)))
     groups = [each.group for each in seen]
 
-    def share_of_group(found, captions):
-        """How often the nearest image, by the angle between features, is of the caption's group; and its standard error."""
-        nearest = (F.normalize(found) @ neighbours.T).argmax(dim=1).tolist()
-        right = torch.tensor([groups[i] == each.group for i, each in zip(nearest, captions, strict=True)]).double()
-        return [right.mean().item(), (right.std() / len(right) ** 0.5).item()]
+    def share(found, captions):
+        return share_of_group(features(found), [each.group for each in captions], neighbours, groups)
 
     prompts = {"seen": seen[: args.num_prompts], "held out": held_out[: args.num_prompts]}
     rows, pictures = [], []
     for name, captions in prompts.items():
         real = to_images(captions)
         if name == "held out":  # what is seen is its own neighbour
-            rows.append({"images": "held-out emoji", "share": share_of_group(features(real), captions)})
-            remade = share_of_group(features(reconstruct(pipe.vae, real)), captions)
-            rows.append({"images": "their reconstructions", "share": remade})
+            rows.append({"images": "held-out emoji", "share": share(real, captions)})
+            remade = reconstruct(pipe.vae, real)
+            rows.append({"images": "their reconstructions", "share": share(remade, captions)})
         pictures.append(real[:16])
         for scale in GUIDANCE_SCALES:
             drawn = draw_captions(pipe, [each.name for each in captions], scale)
-            share = share_of_group(features(drawn), captions)
-            rows.append({"images": "drawn", "captions": name, "guidance_scale": scale, "share": share})
+            row = {"images": "drawn", "captions": name, "guidance_scale": scale}
+            rows.append(row | {"share": share(drawn, captions)})
             print(rows[-1], flush=True)
             pictures.append(drawn[:16])
     counts = torch.tensor([groups.count(group) for group in sorted(set(groups))])

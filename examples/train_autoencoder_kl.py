@@ -188,9 +188,6 @@ def main(args):
         "latents": f"{args.latent_channels} x {size} x {size}",
         "weights": f"KL {args.kl_weight:g}, LPIPS {args.lpips_weight:g}, adversarial {args.adversarial_weight:g}",
     }
-    save_images_steps = args.save_images_steps
-    if save_images_steps is None and run.steps_per_epoch is not None:
-        save_images_steps = args.save_images_epochs * run.steps_per_epoch
 
     def make_result():
         """As diffusers knows it, with the factor that brings its latents to a deviation of 1."""
@@ -222,15 +219,8 @@ def main(args):
             if adversarial is not None:
                 adversarial.train(images, made)
 
-        # See how far it is
-        if run.is_due(save_images_steps):
-            result = run.trained_model()
-            if run.accelerator.is_main_process:
-                run.log_images(run.sample_grid(result, args.eval_batch_size, args.num_inference_steps))
-        if args.push_every_checkpoint and run.is_due(args.checkpointing_steps):
-            result = make_result()
-            if run.accelerator.is_main_process:
-                run.upload(result, settings)
+        # Pictures and uploads, where they are due
+        run.show_progress(make_result, settings)
 
     # The result, as a user would load it
     result = make_result()

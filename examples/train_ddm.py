@@ -16,7 +16,6 @@ import math
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMScheduler, DDMUNet2DModel
-from ddm_diffusers.model_card import sample_grid
 from ddm_diffusers.training import (
     CachedLatents,
     HelpFormatter,
@@ -285,9 +284,6 @@ def main(args):
         settings["latents"] = (
             f"{channels} x {size} x {size}, of {args.vae_name_or_path}, root mean square {sigma_data:g}"
         )
-    save_images_steps = args.save_images_steps
-    if save_images_steps is None and run.steps_per_epoch is not None:
-        save_images_steps = args.save_images_epochs * run.steps_per_epoch
     evaluation = None
     if args.evaluation_steps is not None:
         from evaluate import PipelineEvaluation  # examples/evaluate.py
@@ -309,20 +305,13 @@ def main(args):
             )
             run.optimize(loss, parts)
 
-        # See how far it is
-        if run.is_due(save_images_steps):
-            pipeline = make_pipeline()
-            if accelerator.is_main_process:
-                run.log_images(sample_grid(pipeline, args.eval_batch_size, args.num_inference_steps))
+        # Pictures and uploads, where they are due
+        run.show_progress(make_pipeline, settings)
         if run.is_due(args.evaluation_steps):
             pipeline = make_pipeline()
             distance = evaluation(pipeline, args.num_inference_steps)
             if accelerator.is_main_process:
                 run.keep_best(distance, pipeline, "fid")
-        if args.push_every_checkpoint and run.is_due(args.checkpointing_steps):
-            pipeline = make_pipeline()
-            if accelerator.is_main_process:
-                run.upload(pipeline, settings)
 
     # The result, as a user would load it
     run.finish(make_pipeline(), settings)

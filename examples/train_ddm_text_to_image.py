@@ -195,9 +195,6 @@ def main(args):
         "times": args.timestep_distribution,
         "noise schedule": args.noise_schedule,
     }
-    save_images_steps = args.save_images_steps
-    if save_images_steps is None and run.steps_per_epoch is not None:
-        save_images_steps = args.save_images_epochs * run.steps_per_epoch
 
     for batch in run:
         with run.accumulate():
@@ -214,15 +211,8 @@ def main(args):
             )
             run.optimize(loss, parts)
 
-        # See how far it is
-        if run.is_due(save_images_steps):
-            pipeline = make_pipeline()
-            if accelerator.is_main_process:
-                run.log_images(run.sample_grid(pipeline, args.eval_batch_size, args.num_inference_steps))
-        if args.push_every_checkpoint and run.is_due(args.checkpointing_steps):
-            pipeline = make_pipeline()
-            if accelerator.is_main_process:
-                run.upload(pipeline, settings)
+        # Pictures and uploads, where they are due
+        run.show_progress(make_pipeline, settings)
 
     # The result, as a user would load it
     run.finish(make_pipeline(), settings)

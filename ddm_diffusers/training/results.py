@@ -3,6 +3,7 @@
 
 import shlex
 from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate.logging import get_logger
@@ -20,7 +21,7 @@ logger = get_logger(__name__, log_level="INFO")
 
 class ResultsMixin:
     """
-    The results of a [`TrainingRun`], all of them for the main process.
+    The results of a [`TrainingRun`], all of them for the main process but where they say otherwise.
 
     A result is a pipeline, or a model that is one by itself.
 
@@ -29,6 +30,24 @@ class ResultsMixin:
     """
 
     card = {}
+
+    def show_progress(self, make_result: Callable[[], DiffusionPipeline | ModelMixin], settings: dict) -> None:
+        """
+        After a step, what is due by `--save_images_steps`, or epochs, and `--push_every_checkpoint`. Every process calls this.
+
+        Args:
+            make_result (`Callable`): The result so far, with [`~TrainingRun.trained_model`].
+            settings (`dict`): What the model card lists besides the settings that all runs have.
+        """
+        args = self.args
+        if self.is_due(self.save_images_steps):
+            result = make_result()
+            if self.accelerator.is_main_process:
+                self.log_images(self.sample_grid(result, args.eval_batch_size, args.num_inference_steps))
+        if args.push_every_checkpoint and self.is_due(args.checkpointing_steps):
+            result = make_result()
+            if self.accelerator.is_main_process:
+                self.upload(result, settings)
 
     def log_images(self, grid: Image.Image, name: str = "samples") -> None:
         """Save a grid of samples in `samples/` and send it to the trackers."""

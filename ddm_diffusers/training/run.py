@@ -146,6 +146,9 @@ class TrainingRun(ResultsMixin):
                 "`--max_train_steps` is None, but has to be given for a stream, whose length is not known."
             )
         self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
+        self.save_images_steps = args.save_images_steps
+        if self.save_images_steps is None and self.steps_per_epoch is not None:
+            self.save_images_steps = args.save_images_epochs * self.steps_per_epoch
 
         optimizer = torch.optim.AdamW(
             model.parameters(),

@@ -378,9 +378,9 @@ def decode(size, tiling):
 
 
 # -------------------------------------------------------------------------------------------------------------- costs
-def recipe_unet(size, channels):
-    """What train_ddm.py makes by default."""
-    block_out_channels = default_block_out_channels(size)
+def recipe_unet(size, channels, block_out_channels=None):
+    """What train_ddm.py makes."""
+    block_out_channels = block_out_channels or default_block_out_channels(size)
     attention = [size // 2**level <= 16 for level in range(len(block_out_channels))]
     return DDMUNet2DModel(
         sample_size=size,
@@ -402,6 +402,7 @@ def recipe_text():
 RECIPES = {
     "256 px, pixels": (lambda: recipe_unet(256, 3), (3, 256, 256)),
     "256 px, latents": (lambda: recipe_unet(32, 4), (4, 32, 32)),
+    "256 px, latents, wide": (lambda: recipe_unet(32, 4, (192, 384, 576, 768)), (4, 32, 32)),
     "512 px, text": (recipe_text, (4, 64, 64)),
 }
 
@@ -457,7 +458,24 @@ def costs(args):
             row["training, measured"] = [in_a_process(args, "train", name, batch) for batch in (1, 3)]
         rows.append(row)
         print(row, flush=True)
-    return {"rows": rows}
+    return {
+        "rows": rows,
+        "TFLOP of the autoencoder": {size: autoencoder_operations(size) for size in (256, 512, 1024)},
+    }
+
+
+def autoencoder_operations(size):
+    counts = {}
+    with FakeTensorMode(), torch.no_grad():
+        vae = stable_diffusion_vae()
+        for name, run, shape in (
+            ("encoding", vae.encode, (1, 3, size, size)),
+            ("decoding", vae.decode, (1, 4, size // 8, size // 8)),
+        ):
+            with FlopCounterMode(display=False) as operations:
+                run(torch.zeros(shape))
+            counts[name] = operations.get_total_flops() / 1e12
+    return counts
 
 
 def evaluate(name):

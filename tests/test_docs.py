@@ -1,18 +1,24 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""Every Python block of the README and of docs/ runs, in order, beside pipelines such as the training script saves and a stock one."""
+"""
+Every Python block of the README and of docs/ runs, in order, beside pipelines such as the training scripts save and a stock
+one; commands of the scripts have options that these know.
+"""
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import diffusers
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from hub_server import HubServer, client_environment
 from stock_parts import tiny_conditional_unet, tiny_text_parts, tiny_vae
 
-from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMScheduler
+from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMScheduler, DDMUNet2DConditionModel
 
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +31,8 @@ def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
         DDMPipeline(tiny_unet(num_class_embeds=num_classes), DDMScheduler()).save_pretrained(tmp_path / folder)
     pipe = DDMImageToImagePipeline(tiny_unet(conditioning_channels=3), DDMScheduler(), upscale=4)
     pipe.save_pretrained(tmp_path / "ddm-super-resolution")
+    pipe = DDMPipeline(tiny_unet(in_channels=4), DDMScheduler(clip_sample=False), vae=tiny_vae())
+    pipe.save_pretrained(tmp_path / "ddm-latent")
     pipe = diffusers.StableDiffusionPipeline(
         vae=tiny_vae(),
         unet=tiny_conditional_unet(),
@@ -35,9 +43,13 @@ def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
         **tiny_text_parts(),
     )
     pipe.save_pretrained(tmp_path / "stable-diffusion")
+    pipe.unet = tiny_conditional_unet(DDMUNet2DConditionModel)
+    pipe.scheduler = DDMScheduler(clip_sample=False)
+    pipe.save_pretrained(tmp_path / "ddm-text")
     monkeypatch.chdir(tmp_path)
 
 
+COMMANDS = ("README.md", "evaluation.md", "high-resolution.md", "hub.md", "image-to-image.md", "training.md")
 SLOW_PAGES = ("evaluation.md", "image-to-image.md")  # 20 seconds and more
 
 
@@ -57,6 +69,26 @@ def test_python_blocks_run(page, saved_pipelines, tmp_path):
             [sys.executable, "-c", "\n".join(blocks)], env=environment, capture_output=True, text=True
         )
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_understood(page, monkeypatch):
+    """By Accelerate's launcher and the script that they are for."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line.partition("  # ")[0] for line in "".join(blocks).replace("\\\n", " ").splitlines()]
+    found = [(line, match) for line in lines if (match := re.search(r"examples/(train_\w+|evaluate)\.py", line))]
+    assert found or page.name not in COMMANDS
+    for line, match in found:
+        words = shlex.split(line.partition("&& ")[2] or line)
+        if words[0] == "srun":
+            words = shlex.split(words[-1].replace("$SLURM_NODEID", "1"))
+        script = words.index(match[0])
+        if "accelerate" in words:
+            args = launch_command_parser().parse_args(words[words.index("launch") + 1 : script + 1])
+            assert args.training_script == match[0]
+            assert args.config_file is None or (ROOT / args.config_file).is_file()
+        importlib.import_module(match[1]).parse_args(words[script + 1 :])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

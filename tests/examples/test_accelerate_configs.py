@@ -6,7 +6,6 @@ under FSDP and DeepSpeed, on two CPU processes, are those without them.
 
 import importlib.util
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,27 +58,6 @@ def test_every_file_is_checked_and_documented():
     names = {path.stem for path in FOLDER.iterdir()}
     assert names == set(EXPECTED)
     assert set(re.findall(r"examples/accelerate_configs/(\w+)\.yaml", PAGE.read_text())) == names
-
-
-def test_commands_of_the_page_are_understood():
-    """By the launcher and the script that they are for."""
-    spec = importlib.util.spec_from_file_location("train_ddm", SCRIPT)
-    train_ddm = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_ddm)
-    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    commands = [shlex.split(line) for line in lines if "examples/train_ddm.py" in line]
-    assert len(commands) >= 9
-    for words in commands:
-        if words[0] == "srun":
-            words = shlex.split(words[-1].replace("$SLURM_NODEID", "1"))
-        script = words.index("examples/train_ddm.py")
-        if "accelerate" in words:
-            launcher = words[words.index("launch") + 1 : script + 1]
-            args = launch_command_parser().parse_args(launcher)
-            assert args.training_script == "examples/train_ddm.py"
-            assert args.config_file is None or (ROOT / args.config_file).is_file()
-        train_ddm.parse_args(words[script + 1 :])
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -1,8 +1,11 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """What all tests share: one thread, reproducible property tests, tiny models, and how an error message is judged."""
 
+import importlib
 import os
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -67,6 +70,15 @@ def own_memory():
             weight.data = weight.data.clone()
 
     return move
+
+
+@pytest.fixture(scope="module")
+def benchmark_script():
+    """`benchmark_script("swap")` imports a script of examples/benchmarks/, which imports its neighbours, as when it is run."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
+    yield importlib.import_module
+    sys.path[:] = before
 
 
 @pytest.fixture

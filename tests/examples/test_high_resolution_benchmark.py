@@ -4,16 +4,12 @@
 CLIP's classes read. Its trainings are those of the example scripts, which have tests of their own.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
 
-SCRIPTS = Path(__file__).parents[2] / "examples" / "benchmarks"
 CAPTIONS = [
     "grinning face",
     "flag: Côte d\u2019Ivoire",
@@ -24,16 +20,8 @@ CAPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def script():
-    # the script imports its neighbours, as when it is run
-    before = list(sys.path)
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import high_resolution
-
-        yield high_resolution
-    finally:
-        sys.path[:] = before
+def script(benchmark_script):
+    return benchmark_script("high_resolution")
 
 
 def test_captions_become_words(script, tmp_path):

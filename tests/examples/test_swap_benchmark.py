@@ -5,27 +5,15 @@ floor at equal numbers of evaluations, and goes on where it was.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
 
-SCRIPTS = Path(__file__).parents[2] / "examples" / "benchmarks"
-
-
 @pytest.fixture(scope="module")
-def swap():
-    # the script imports its neighbours, as when it is run
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import swap
-
-        yield swap
-    finally:
-        sys.path.remove(str(SCRIPTS))
+def swap(benchmark_script):
+    return benchmark_script("swap")
 
 
 @pytest.fixture(scope="module")

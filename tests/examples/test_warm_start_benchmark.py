@@ -6,8 +6,6 @@ loss that training from scratch ends with, and goes on where it was.
 
 import gzip
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,19 +14,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 
-SCRIPTS = Path(__file__).parents[2] / "examples" / "benchmarks"
-
-
 @pytest.fixture(scope="module")
-def warm_start():
-    # the script imports its neighbours, as when it is run
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import warm_start
-
-        yield warm_start
-    finally:
-        sys.path.remove(str(SCRIPTS))
+def warm_start(benchmark_script):
+    return benchmark_script("warm_start")
 
 
 @pytest.fixture(scope="module")

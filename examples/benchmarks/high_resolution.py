@@ -17,7 +17,7 @@ Latent spaces and text, measured on colour emoji with the training scripts; memo
 - `decoding`: time and peak memory of images of up to 1024 x 1024 by an autoencoder of Stable Diffusion's size.
 - `costs`: for the recipes of docs/high-resolution.md, weights, activations and operations, counted, and CPU time, measured.
 
-Each part writes `{part}.json`, the first two a picture.
+Each part writes `{part}.json`, the first two a picture; `latent` both for each size.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import resource
 import subprocess
 import sys
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -144,11 +144,7 @@ def save_picture(path, images, columns):
 
 
 # ------------------------------------------------------------------------------------------------------------- latent
-def latent(args):
-    return {size: latent_at(args, size) for size in args.sizes}
-
-
-def latent_at(args, size):
+def latent(args, size):
     folder = Path(args.output_dir)
     emoji = load_emoji(size)[: args.num_images]
     if not (folder / f"emoji-{size}" / "metadata.jsonl").is_file():
@@ -520,11 +516,13 @@ def main(arguments=None):
         return
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for part in args.parts:
-        facts = globals()[part](args)
-        settings = {key: value for key, value in vars(args).items() if key not in ("output_dir", "task")}
-        about = {"versions": versions(), "settings": settings, "threads": torch.get_num_threads()}
-        write_json(folder / f"{part}.json", about | facts)
+    tasks = {f"latent-{size}": partial(latent, size=size) for size in args.sizes}
+    tasks |= {"text": text, "decoding": decoding, "costs": costs}
+    settings = {key: value for key, value in vars(args).items() if key not in ("output_dir", "task")}
+    about = {"versions": versions(), "settings": settings, "threads": torch.get_num_threads()}
+    for name, task in tasks.items():
+        if name.partition("-")[0] in args.parts:
+            write_json(folder / f"{name}.json", about | task(args))
 
 
 if __name__ == "__main__":

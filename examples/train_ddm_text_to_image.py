@@ -64,7 +64,9 @@ def parse_args(input_args=None):
         required=True,
         help="A pipeline with tokenizer, text_encoder and vae, Stable Diffusion's say.",
     )
-    model.add_argument("--from_pretrained_unet", action="store_true", help="Start from its unet as well.")
+    model.add_argument(
+        "--from_pretrained_unet", action="store_true", help="Start from its unet as well, of whichever process."
+    )
     model.add_argument("--pixel_space", action="store_true", help="Train on pixels, without an autoencoder.")
     model.add_argument("--block_out_channels", type=int, nargs="+", help="Channels of each level.")
     model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
@@ -100,6 +102,14 @@ def build_unet(args, channels, size, sigma_data, cross_attention_dim):
     """The pretrained model as one of two outputs, or a new one that suits the size of images or latents."""
     if args.from_pretrained_unet:
         source = args.pretrained_model_name_or_path
+        config = DDMUNet2DConditionModel.load_config(source, subfolder="unet")
+        if config["_class_name"] == DDMUNet2DConditionModel.__name__:  # trained on, and on its own process
+            if config["noise_schedule"] != args.noise_schedule:
+                raise ValueError(
+                    f"`--noise_schedule` is {args.noise_schedule!r}, but the model of {source} has"
+                    f" {config['noise_schedule']!r} and needs the same."
+                )
+            return DDMUNet2DConditionModel.from_pretrained(source, subfolder="unet")
         unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
         # both outputs start from what it predicts, by the process that it was trained on
         scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler")

@@ -151,6 +151,15 @@ def test_fine_tuning_of_stable_diffusion_to_the_hub(captioned, tmp_path):
     change = (pipe.unet.state_dict()[name] - before[name]).abs()
     assert 0 < change.max() < 4 * 1e-4 * 1.1
 
+    # and what came out is trained on, at a learning rate that leaves it as it is
+    more = ["--pretrained_model_name_or_path", "out", "--from_pretrained_unet", "--resolution", 16, "--no-use_ema"]
+    train(*captioned, *more, "--learning_rate", 1e-20, "--output_dir", "more", cwd=tmp_path)
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "more").unet
+    assert again.config.base_scheduler == pipe.unet.config.base_scheduler
+    torch.testing.assert_close(again.state_dict(), pipe.unet.state_dict())
+    refused = start(SCRIPT, *captioned, *more, "--noise_schedule", "linear", cwd=tmp_path)
+    assert refused.wait() != 0 and "`--noise_schedule` is 'linear', but the model of out has 'sqrt'" in refused.output
+
 
 @pytest.mark.parametrize(
     "arguments", [["--latent_cache_dir", "latents"], ["--vae_name_or_path", "vae"], ["--from_pretrained_unet"]]

@@ -12,8 +12,8 @@ Latent spaces and text, measured on colour emoji with the training scripts; memo
   in the features of EfficientNet-Lite0: to the data, and to the autoencoder's reconstructions, which no model in this space
   can do better than. The same of a model with random weights, and of one half of the data to the other.
 - `text`: a text-to-image model on the names of emoji, in the latent space of `latent` at 64 pixels. For names that it was
-  trained on, and for names that it never saw, how often the nearest neighbour of an image, among the training images, is
-  of the caption's group in Unicode's list.
+  trained on, and for names that it never saw, how often a classifier, logistic regression on EfficientNet's features of the
+  training images and of their reconstructions, names the caption's group in Unicode's list.
 - `decoding`: time and peak memory of images of up to 1024 x 1024 by an autoencoder of Stable Diffusion's size.
 - `costs`: for the recipes of docs/high-resolution.md, weights, activations and operations, counted, and CPU time, measured.
 
@@ -34,6 +34,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from emoji import load_emoji, on_white, write_folder
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,6 +64,7 @@ AUTOENCODERS = {
 UNET = ["--block_out_channels", "32", "64", "128", "--layers_per_block", "1"]
 TEXT_UNET = [*UNET, "--attention_head_dim", "4"]
 GUIDANCE_SCALES = (1.0, 2.0, 4.0, 8.0)
+IMAGES_PER_CAPTION = 4
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -123,7 +127,7 @@ def reconstruct(vae, images):
     parts = [
         decode_latents(vae, scale_latents(vae, encode_images(vae, 2 * batch - 1).mean)) for batch in images.split(32)
     ]
-    return torch.cat(parts) / 2 + 0.5
+    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
 
 
 def draw(pipe, num_images, num_inference_steps):
@@ -175,7 +179,7 @@ def latent(args, size):
     choice = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))[:16]
     picture = torch.cat([data[choice], reconstructed[choice], drawn["trained", 10][:32], drawn["untrained", 10][:16]])
     save_picture(folder / f"latent-{size}.png", picture, 16)
-    psnr = -10 * (data - reconstructed.clamp(0, 1)).square().mean(dim=(1, 2, 3)).log10()
+    psnr = -10 * (data - reconstructed).square().mean(dim=(1, 2, 3)).log10()
     return {
         "num_images": len(data),
         "parameters": {"autoencoder": vae.num_parameters(), "unet": pipe.unet.num_parameters()},
@@ -239,13 +243,14 @@ def one_of_each(emoji):
     return list(families.values())
 
 
-def share_of_group(found, expected, neighbours, groups):
-    """
-    How often the nearest of the neighbours, by the angle between features, is of the expected group; and the standard error.
-    """
-    nearest = (F.normalize(found) @ neighbours.T).argmax(dim=1).tolist()
-    right = torch.tensor([groups[i] == group for i, group in zip(nearest, expected, strict=True)]).double()
-    return [right.mean().item(), (right.std() / len(right) ** 0.5).item()]
+def group_classifier(found, groups):
+    """From features to groups: logistic regression."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(found.numpy(), groups)
+
+
+def mean_and_error(values):
+    """And the standard error."""
+    return [values.mean().item(), (values.std() / len(values) ** 0.5).item()]
 
 
 def text(args):
@@ -268,27 +273,38 @@ def text(args):
     pipe = StableDiffusionPipeline.from_pretrained(folder / "ddm-text")
     pipe.set_progress_bar_config(disable=True)
 
-    neighbours = F.normalize(features(to_images(seen)))
+    originals = to_images(seen)
     groups = [each.group for each in seen]
+    # of reconstructions too, as the images of a latent space have its autoencoder's texture
+    remade = reconstruct(pipe.vae, originals)
+    classifier = group_classifier(torch.cat([features(originals), features(remade)]), groups * 2)
 
-    def share(found, captions):
-        return share_of_group(features(found), [each.group for each in captions], neighbours, groups)
+    def right(images, captions):
+        """How many of the images of each caption are of its group."""
+        named = classifier.predict(features(images).numpy()).reshape(len(captions), -1)
+        return torch.from_numpy(named == [[each.group] for each in captions]).double().mean(dim=1)
 
+    held_out_images = to_images(held_out)
+    rows = [
+        {"images": name, "share": mean_and_error(right(images, held_out))}
+        for name, images in (
+            ("held-out emoji", held_out_images),
+            ("their reconstructions", reconstruct(pipe.vae, held_out_images)),
+        )
+    ]
     prompts = {"seen": seen[: args.num_prompts], "held out": held_out[: args.num_prompts]}
-    rows, pictures = [], []
+    pictures = []
     for name, captions in prompts.items():
-        real = to_images(captions)
-        if name == "held out":  # what is seen is its own neighbour
-            rows.append({"images": "held-out emoji", "share": share(real, captions)})
-            remade = reconstruct(pipe.vae, real)
-            rows.append({"images": "their reconstructions", "share": share(remade, captions)})
-        pictures.append(real[:16])
+        pictures.append(to_images(captions[:16]))
+        shares = {}
         for scale in GUIDANCE_SCALES:
             drawn = draw_captions(pipe, [each.name for each in captions], scale)
-            row = {"images": "drawn", "captions": name, "guidance_scale": scale}
-            rows.append(row | {"share": share(drawn, captions)})
+            shares[scale] = right(drawn, captions)
+            row = {"captions": name, "guidance_scale": scale, "share": mean_and_error(shares[scale])}
+            # of the same captions and seeds
+            rows.append(row | {"share, over that without guidance": mean_and_error(shares[scale] - shares[1.0])})
             print(rows[-1], flush=True)
-            pictures.append(drawn[:16])
+            pictures.append(drawn[: 16 * IMAGES_PER_CAPTION : IMAGES_PER_CAPTION])
     counts = torch.tensor([groups.count(group) for group in sorted(set(groups))])
     save_picture(folder / "text.png", torch.cat(pictures), 16)
     return {
@@ -302,12 +318,20 @@ def text(args):
 
 
 def draw_captions(pipe, captions, guidance_scale):
-    parts = []
-    for first in range(0, len(captions), 32):
-        some = captions[first : first + 32]
-        generators = [torch.Generator().manual_seed(first + i) for i in range(len(some))]
-        options = {"guidance_scale": guidance_scale, "generator": generators, "output_type": "np"}
-        parts.append(torch.from_numpy(pipe(some, num_inference_steps=10, **options).images))
+    """`IMAGES_PER_CAPTION` of each, one after the other; always from the same seeds."""
+    parts, at_once = [], 8
+    for first in range(0, len(captions), at_once):
+        some = captions[first : first + at_once]
+        seeds = range(first * IMAGES_PER_CAPTION, (first + len(some)) * IMAGES_PER_CAPTION)
+        images = pipe(
+            some,
+            num_inference_steps=10,
+            guidance_scale=guidance_scale,
+            num_images_per_prompt=IMAGES_PER_CAPTION,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+        ).images
+        parts.append(torch.from_numpy(images))
     return torch.cat(parts).permute(0, 3, 1, 2)
 
 

@@ -54,11 +54,8 @@ def test_one_of_each(script):
     assert [each.name for each in script.one_of_each(emoji)] == [names[i] for i in (0, 2, 4, 5)]
 
 
-def test_share_of_group(script):
-    neighbours = torch.eye(3).double()
-    found = torch.tensor([[5.0, 1, 0], [0, 2, 1], [0, 1, 2], [1, 0, 3]]).double()
-    share, error = script.share_of_group(found, ["a", "a", "b", "c"], neighbours, ["a", "b", "b"])
-    assert share == 0.5 and error == pytest.approx((1 / 3) ** 0.5 / 2)
+def test_mean_and_error(script):
+    assert script.mean_and_error(torch.tensor([1.0, 0, 0, 1])) == pytest.approx([0.5, (1 / 3) ** 0.5 / 2])
 
 
 def test_memory_is_counted_as_it_would_be_kept(script, tiny_unet):

@@ -30,7 +30,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from emoji import load_emoji, on_white, write_folder

@@ -115,12 +115,8 @@ def load_latent_space(args, accelerator):
     if args.vae_name_or_path is None:
         return None
     space = LatentSpace(load_vae(args.vae_name_or_path, args.vae_subfolder), accelerator.device)
-    if args.resolution % space.scale_factor:
-        raise ValueError(
-            f"`--resolution` is {args.resolution}, but has to be a multiple of {space.scale_factor}, as the latents are so many"
-            " times smaller."
-        )
-    args.image_mode = {1: "L", 3: "RGB"}[space.vae.config.in_channels]
+    space.latent_size(args.resolution)  # before anything else is done
+    args.image_mode = space.image_mode
     return space
 
 
@@ -259,7 +255,7 @@ def main(args):
     class_names = transform.class_names
     channels, size, sigma_data = transform.channels, args.resolution, None
     if space is not None:
-        (channels, sigma_data), size = space.measure(transform), args.resolution // space.scale_factor
+        (channels, sigma_data), size = space.measure(transform), space.latent_size(args.resolution)
         if args.latent_cache_dir is not None:
             transform = cache_latents(args, transform, space, accelerator)
 

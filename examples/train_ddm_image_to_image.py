@@ -108,7 +108,7 @@ def main(args):
                 f"`--task` is {args.task}, with a target of {channels} and a condition of {conditioning_channels} channels, but"
                 f" the autoencoder takes images of {image_channels}."
             )
-        (channels, sigma_data), size = space.measure(transform), args.resolution // space.scale_factor
+        (channels, sigma_data), size = space.measure(transform), space.latent_size(args.resolution)
         conditioning_channels = channels
 
     # Model and process; latents are not limited to [-1, 1]

@@ -92,7 +92,7 @@ def parse_args(input_args=None):
 def load_space(args, device):
     """Where the model is trained: the latent space of an autoencoder, or the pixels."""
     if args.pixel_space:
-        return LatentSpace(IdentityAutoencoder(), device)
+        return LatentSpace(IdentityAutoencoder(1 if args.image_mode == "L" else 3), device)
     if args.vae_name_or_path is not None:
         return LatentSpace(load_vae(args.vae_name_or_path, args.vae_subfolder), device)
     return LatentSpace(load_vae(args.pretrained_model_name_or_path, "vae"), device)
@@ -145,8 +145,7 @@ def main(args):
         text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32)
         text_encoder = text_encoder.to(accelerator.device).eval().requires_grad_(False)
         space = load_space(args, accelerator.device)
-        if args.resolution % space.scale_factor:
-            raise ValueError(f"`--resolution` is {args.resolution}, but has to be a multiple of {space.scale_factor}.")
+        size = space.latent_size(args.resolution)
         dataset = load_image_dataset(
             args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
         )
@@ -158,9 +157,9 @@ def main(args):
             args.caption_dropout_prob,
             args.center_crop,
             args.random_flip,
-            image_mode="RGB",
+            image_mode=space.image_mode,
         )
-    (channels, sigma_data), size = space.measure(transform), args.resolution // space.scale_factor
+    channels, sigma_data = space.measure(transform)
     if args.latent_cache_dir is not None:
         transform = cache_latents(args, transform, space, accelerator)
 

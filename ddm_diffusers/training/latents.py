@@ -49,11 +49,38 @@ class LatentSpace:
     Args:
         vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers): In float32.
         device (`str` or `torch.device`): Where it encodes.
+
+    Attributes:
+        image_mode (`str`): What it encodes, `"L"` or `"RGB"`.
+
+    Raises:
+        ValueError: the autoencoder encodes neither grey nor colour images.
     """
 
     def __init__(self, vae: ModelMixin, device: str | torch.device):
+        modes = {1: "L", 3: "RGB"}
+        if vae.config.in_channels not in modes:
+            raise ValueError(
+                f"`vae` encodes images of {vae.config.in_channels} channels, but has to be for grey images, with 1, or for"
+                " colour, with 3."
+            )
         self.vae = vae.to(device)
-        self.scale_factor = latent_scale_factor(vae)
+        self.image_mode = modes[vae.config.in_channels]
+
+    def latent_size(self, resolution: int) -> int:
+        """
+        Height and width of the latents of square images.
+
+        Raises:
+            ValueError: the resolution is not a multiple of the factor between them.
+        """
+        factor = latent_scale_factor(self.vae)
+        if resolution % factor:
+            raise ValueError(
+                f"`resolution` is {resolution}, but has to be a multiple of {factor}, as the latents of this autoencoder are"
+                " so many times smaller."
+            )
+        return resolution // factor
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> Posterior:

@@ -46,6 +46,16 @@ def space_of(**options):
     return LatentSpace(tiny_vae(scaling_factor=0.5, **options), "cpu")
 
 
+def test_space_tells_what_it_encodes():
+    space = space_of()  # with two levels
+    assert space.image_mode == "RGB" and space.latent_size(8) == 4
+    with pytest.raises(ValueError, match="`resolution` is 9, but has to be a multiple of 2"):
+        space.latent_size(9)
+    assert space_of(in_channels=1, out_channels=1).image_mode == "L"
+    with pytest.raises(ValueError, match="`vae` encodes images of 4 channels, but"):
+        space_of(in_channels=4, out_channels=4)
+
+
 def counted(space):
     """The sizes of the batches that are encoded from now on."""
     sizes = []

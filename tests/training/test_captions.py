@@ -102,17 +102,19 @@ def draw(pipe, guidance_scale, num_inference_steps=2):
 
 
 @pytest.mark.slow
-def test_the_script_on_pixels(captioned, tmp_path):
+@pytest.mark.parametrize(("image_mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_the_script_on_pixels(captioned, tmp_path, image_mode, channels):
     """The stock pipeline loads the result and is guided."""
     for name, part in tiny_text_parts().items():
         part.save_pretrained(tmp_path / "text" / name)
-    arguments = ["--resolution", 8, "--pixel_space", "--block_out_channels", 8, 16, "--layers_per_block", 1]
+    arguments = ["--resolution", 8, "--pixel_space", "--image_mode", image_mode]
+    arguments += ["--block_out_channels", 8, 16, "--layers_per_block", 1]
     train(*captioned, *arguments, "--pretrained_model_name_or_path", "text", cwd=tmp_path)
 
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     assert isinstance(pipe.unet, ddm_diffusers.DDMUNet2DConditionModel)
     plain, guided = draw(pipe, 1.0), draw(pipe, 8.0)
-    assert plain.shape == (1, 8, 8, 3) and not np.array_equal(plain, guided)
+    assert plain.shape == (1, 8, 8, channels) and not np.array_equal(plain, guided)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "pipeline_tag: text-to-image" in card and 'StableDiffusionPipeline.from_pretrained("out")' in card
 

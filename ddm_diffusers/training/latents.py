@@ -171,7 +171,8 @@ class CachedLatents:
         self.channels = transform.channels
         self.folder = Path(folder)
         dataset = transform.dataset.with_format(None)
-        self.dataset = dataset.remove_columns(self.image_column).add_column("latent_row", list(range(len(dataset))))
+        # added first: without its last column a data set has no rows either
+        self.dataset = dataset.add_column("latent_row", list(range(len(dataset)))).remove_columns(self.image_column)
         self._shards = {}
         manifest = {
             "data set": fingerprint_of_dataset(dataset, self.image_column),

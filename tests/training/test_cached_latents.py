@@ -87,6 +87,13 @@ def test_cached_latents_are_those_of_encoding_on_the_fly(dataset, tmp_path):
         assert [g.get_state().tolist() for g in a["generators"]] == [g.get_state().tolist() for g in b["generators"]]
 
 
+def test_images_without_anything_else(dataset, tmp_path):
+    transform, space = transform_of(dataset.select_columns("image")), space_of()
+    cached = CachedLatents(transform, space, tmp_path, Accelerator(cpu=True))
+    for (_, fresh), (_, kept) in zip(clean_batches(transform, space), clean_batches(cached, space), strict=True):
+        torch.testing.assert_close(kept, fresh, rtol=0, atol=1e-5)
+
+
 def test_images_are_encoded_once(dataset, tmp_path):
     space = space_of()
     sizes = counted(space)

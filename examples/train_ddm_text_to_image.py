@@ -45,7 +45,7 @@ CARD = {
     "usage": "import ddm_diffusers  # its model and its scheduler\n"
     "from diffusers import StableDiffusionPipeline\n\n"
     'pipe = StableDiffusionPipeline.from_pretrained("{repo_id}")\n'
-    'image = pipe("...", num_inference_steps=10).images[0]',
+    'image = pipe("...", num_inference_steps=10, guidance_scale=4.0).images[0]',
 }
 
 
@@ -65,7 +65,9 @@ def parse_args(input_args=None):
         help="A pipeline with tokenizer, text_encoder and vae, Stable Diffusion's say.",
     )
     model.add_argument(
-        "--from_pretrained_unet", action="store_true", help="Start from its unet as well, of whichever process."
+        "--from_pretrained_unet",
+        action="store_true",
+        help="Start from its unet as well, of whichever process, or of this script, in pixels too.",
     )
     model.add_argument("--pixel_space", action="store_true", help="Train on pixels, without an autoencoder.")
     model.add_argument("--block_out_channels", type=int, nargs="+", help="Channels of each level.")
@@ -85,7 +87,12 @@ def parse_args(input_args=None):
     if not 0 <= args.caption_dropout_prob <= 1:
         parser.error(f"--caption_dropout_prob is {args.caption_dropout_prob}, but has to be in [0, 1].")
     if args.pixel_space and (args.vae_name_or_path or args.latent_cache_dir or args.from_pretrained_unet):
-        parser.error("--pixel_space goes without --vae_name_or_path, --latent_cache_dir and --from_pretrained_unet.")
+        parser.error(
+            "--pixel_space goes without --vae_name_or_path, --latent_cache_dir and --from_pretrained_unet; a model of pixels"
+            " goes on with --from_pretrained_unet alone."
+        )
+    if args.from_pretrained_unet and args.block_out_channels:
+        parser.error("--from_pretrained_unet goes without --block_out_channels: that unet has its own.")
     return args
 
 

@@ -20,16 +20,26 @@ class IdentityAutoencoder(HubModelMixin, ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, in_channels: int = 3):
         super().__init__()
-        # what pipelines ask an autoencoder for
-        self.register_to_config(
-            out_channels=in_channels,
-            latent_channels=in_channels,
-            block_out_channels=(1,),
-            scaling_factor=1.0,
-            force_upcast=False,
-        )
+        self.register_to_config(**self._derived_config(in_channels))
         # a model without weights has no dtype, and no device
         self.register_buffer("one", torch.ones(()))
+
+    @staticmethod
+    def _derived_config(in_channels: int) -> dict:
+        """What pipelines ask an autoencoder for."""
+        return {
+            "out_channels": in_channels,
+            "latent_channels": in_channels,
+            "block_out_channels": (1,),
+            "scaling_factor": 1.0,
+            "force_upcast": False,
+        }
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # what follows from `in_channels` is in a saved config, but is no argument, of which diffusers would warn
+        derived = cls._derived_config(0)
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in derived}, **kwargs)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple:
         """`x` of shape `(batch_size, in_channels, height, width)` as it is."""

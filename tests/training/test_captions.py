@@ -113,6 +113,7 @@ def test_the_script_on_pixels(captioned, tmp_path, image_mode, channels):
 
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     assert isinstance(pipe.unet, ddm_diffusers.DDMUNet2DConditionModel)
+    assert pipe.vae.config.latent_channels == channels
     plain, guided = draw(pipe, 1.0), draw(pipe, 8.0)
     assert plain.shape == (1, 8, 8, channels) and not np.array_equal(plain, guided)
     card = (tmp_path / "out" / "README.md").read_text()
@@ -170,3 +171,9 @@ def test_pixels_have_no_autoencoder(arguments, tmp_path):
     arguments = ["--pretrained_model_name_or_path", "text", "--center_crop", "--pixel_space", *arguments]
     run = start(SCRIPT, *arguments, cwd=tmp_path)
     assert run.wait() == 2 and "--pixel_space goes without" in run.output
+
+
+def test_a_pretrained_unet_has_its_own_shape(tmp_path):
+    arguments = ["--pretrained_model_name_or_path", "text", "--center_crop", "--from_pretrained_unet"]
+    run = start(SCRIPT, *arguments, "--block_out_channels", 8, 16, cwd=tmp_path)
+    assert run.wait() == 2 and "--from_pretrained_unet goes without --block_out_channels" in run.output

@@ -14,8 +14,9 @@ trained on the same data, between the samples and the 10,000 test images; as man
 Each model runs with every sampler that suits it, `DDMScheduler` swapped in (`from_config`) among them, on
 `--num_screening_samples` at 5, 10 and 20 evaluations. Of diffusers' samplers the best of each model at each number of
 evaluations then runs on `--num_samples` (half of them at more than 10 evaluations and for the models that are not
-headline rows), with all seeds, and of ours the default and the best. Results are one JSON file per model and seed under
-`--output_dir`, so that several processes can share the work (`--methods`, `--seeds`).
+headline rows), with all seeds, and of ours the default and, for DDM, the best. `--samplers` names some instead. Results are
+one JSON file per model and seed under `--output_dir`, so that several processes can share the work (`--methods`,
+`--seeds`).
 """
 
 import argparse
@@ -109,8 +110,8 @@ OURS = "DDM, "  # what the names of our samplers begin with
 def swapped(scheduler):
     """Our scheduler in the place of the one that the model was trained with."""
     return {
-        OURS + name: lambda options=options: DDMScheduler.from_config(scheduler.config, **options)
-        for name, options in DDM_SAMPLERS.items()
+        OURS + name: lambda options=DDM_SAMPLERS[name]: DDMScheduler.from_config(scheduler.config, **options)
+        for name in ("default", "eta 0")
     }
 
 
@@ -243,12 +244,13 @@ METHODS = {
         always=("DDIM", "DPM++ 2M", "UniPC"),
     ),
     "flow": Method("flow matching", plain_unet, flow_loss, flow_samplers(), headline=True, always=("Euler", "UniPC")),
-    "edm": Method("EDM", plain_unet, edm_loss, edm_samplers(), headline=True),
+    "edm": Method("EDM", plain_unet, edm_loss, edm_samplers()),
     "ddm": ddm(headline=True),
     "ddm_uniform_times": ddm(distribution="uniform"),
     "ddm_one_head": ddm(num_heads=1),
     "ddm_two_decoders": ddm(num_decoders=2),
     "ddm_linear_noise": ddm(noise_schedule="linear"),
+    "ddm_one_head_linear_noise": ddm(num_heads=1, noise_schedule="linear"),
     "ddm_linear_attenuation": ddm("unit_variance", attenuation="linear"),
     "ddm_none": ddm("none"),
     "ddm_inverse_time": ddm("inverse_time"),
@@ -322,7 +324,7 @@ def train(method, seed, images, args, path):
 
 # ------------------------------------------------------------------------------------------------------------ sampling
 @torch.no_grad()
-def sample(model, make_scheduler, nfe, num_samples, seed, batch_size=500):
+def sample(model, make_scheduler, nfe, num_samples, seed, batch_size=100):
     """Images `(N, 1, 28, 28)` in [-1, 1], rounded to 8 bits, and the evaluations of the model that each cost."""
     images, calls = [], 0
     second_order = make_scheduler().order == 2
@@ -367,7 +369,7 @@ class Rows:
         if self.model is None:
             self.model = METHODS[self.name].build()
             self.model.load_state_dict(load_file(self.folder / f"{self.name}-{self.seed}.safetensors"))
-            self.model.eval()
+            self.model.eval().to(memory_format=torch.channels_last)
         began = time.perf_counter()
         try:
             images, calls = sample(
@@ -392,11 +394,15 @@ def evaluate(name, seed, metric, args, folder):
     method, rows = METHODS[name], Rows(name, seed, metric, folder)
     screened = rows if seed == args.seeds[0] else Rows(name, args.seeds[0], metric, folder)
     for nfe in sorted(args.nfes, key=lambda nfe: (nfe not in args.screening_nfes, nfe)):
+        if args.samplers:
+            for sampler in args.samplers:
+                rows.distance(sampler, nfe, num_samples(method, nfe, args))
+            continue
         nearest = min(args.screening_nfes, key=lambda other: abs(math.log(other / nfe)))
         ranking = sorted(method.samplers, key=lambda s: screened.distance(s, nearest, args.num_screening_samples))
         chosen = {sampler for sampler in method.samplers if sampler == OURS + "default"}
         chosen |= set([sampler for sampler in ranking if not sampler.startswith(OURS)][:1])
-        if nfe <= max(args.screening_nfes):
+        if method.family == "DDM" and nfe <= max(args.screening_nfes):
             chosen |= set([sampler for sampler in ranking if sampler.startswith(OURS)][:1])
         if screened is rows and nfe in args.screening_nfes:
             chosen |= set(method.always)
@@ -548,6 +554,7 @@ def parse_args():
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--compile", action="store_true", help="torch.compile: a third less time, after a minute.")
+    parser.add_argument("--samplers", nargs="+", help="Of all methods, by name; the screening is left out.")
     parser.add_argument("--num_samples", type=int, default=10000)
     parser.add_argument("--num_screening_samples", type=int, default=1000)
     parser.add_argument("--nfes", type=int, nargs="+", default=NFES)

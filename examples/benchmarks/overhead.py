@@ -176,13 +176,13 @@ def measure_memory(name, run, device):
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="overhead", help="Where overhead.json and overhead.png go.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=20, help="Pairs of times for each figure.")
     parser.add_argument("--measure_memory", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = torch.device(args.device)
     if args.measure_memory:
         return measure_memory(*args.measure_memory, device)

@@ -64,6 +64,7 @@ matplotlib.use("Agg")
 
 NFES = (1, 2, 3, 5, 10, 20, 50)
 SCREENING_NFES = (5, 10, 20)
+CHECKPOINT_STEPS = 250
 PATCH = 2
 CHANNELS, SIZE = PATCH**2, 28 // PATCH
 TRUNK = {
@@ -301,7 +302,7 @@ def train(method, seed, images, args, path):
         losses.append(loss.item())
         step, seconds = step + 1, seconds + time.perf_counter() - began
         progress.update()
-        if step % 250 == 0 and step < args.train_steps:
+        if step % CHECKPOINT_STEPS == 0 and step < args.train_steps:
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"generator": generator.get_state(), "step": step, "seconds": seconds, "losses": losses}
             torch.save(state, state_path.with_suffix(".tmp"))
@@ -447,6 +448,7 @@ def report(args, folder, accuracy, floors):
     summary = summarize(rows, args)
     names = [name for name in METHODS if any(key[0] == name for key in summary)]
     best = {(name, nfe): best_sampler(summary[name, nfe], ours=METHODS[name].family == "DDM") for name, nfe in summary}
+    best = {key: (distance, sampler) for key, (distance, sampler) in best.items() if sampler}
 
     def cells(name):
         return [best[name, nfe][0] if (name, nfe) in best else "" for nfe in args.nfes]
@@ -542,7 +544,7 @@ def write_json(path, value):
     os.replace(temporary, path)
 
 
-def parse_args():
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="training", help="Models, rows, table, plots.")
     parser.add_argument("--data_dir", default=DEBIAN_FOLDER, help="The folder of Fashion-MNIST's four files.")
@@ -561,15 +563,15 @@ def parse_args():
     parser.add_argument("--screening_nfes", type=int, nargs="+", default=SCREENING_NFES)
     parser.add_argument("--quick", action="store_true", help="20 steps of training, 500 samples.")
     parser.add_argument("--report_only", action="store_true", help="Train and sample nothing.")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.quick:
         args.train_steps, args.num_samples, args.num_screening_samples = 20, 500, 200
         args.nfes, args.screening_nfes, args.seeds = (1, 2, 5, 10), (5, 10), args.seeds[:1]
     return args
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     classifier, accuracy = train_classifier(folder / "classifier.safetensors", args.data_dir)

@@ -26,8 +26,9 @@ class DDMDiTTransformer2DModel(DualOutputMixin, DiTTransformer2DModel):
         noise_schedule (`"sqrt"` or `"linear"`, defaults to `"sqrt"`): As the scheduler's.
         num_heads (`int`, defaults to 2):
             1 or 2 outputs of the last layer. 1 needs constant attenuation and preconditioning.
-        precondition (`bool`, defaults to `True`):
-            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives.
+        precondition (`bool` or `"velocity"`, defaults to `True`):
+            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives, or, with
+            `"velocity"` and constant attenuation, as [`~models.preconditioning.precondition_velocity`] does.
         sigma_data (`float`, defaults to 1.0): Root mean square of the data, for preconditioning.
         num_train_timesteps (`int`, defaults to 1000): The timestep at t = 1, as the scheduler's.
         base_scheduler (`dict`, *optional*, defaults to `None`):
@@ -59,7 +60,7 @@ class DDMDiTTransformer2DModel(DualOutputMixin, DiTTransformer2DModel):
         attenuation: Attenuation = "constant",
         noise_schedule: NoiseSchedule = "sqrt",
         num_heads: int = 2,
-        precondition: bool = True,
+        precondition: bool | str = True,
         sigma_data: float = 1.0,
         num_train_timesteps: int = 1000,
         base_scheduler: dict | None = None,

@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 from ..hub import HubModelMixin
 from ..process import DecoupledProcess
 from .base_process import BaseProcess
-from .preconditioning import precondition
+from .preconditioning import precondition, precondition_velocity
 
 
 @dataclass
@@ -98,7 +98,10 @@ class DualOutputMixin(HubModelMixin):
         t = timesteps / self.config.num_train_timesteps
         scales, scaled = None, sample
         if self.config.precondition:
-            scales = precondition(self.process, t, self.config.sigma_data)
+            if self.config.precondition == "velocity":
+                scales = precondition_velocity(self.process, t)
+            else:
+                scales = precondition(self.process, t, self.config.sigma_data)
             scaled = scales.scale_input(sample)
 
         # 2. the network
@@ -210,6 +213,12 @@ def _check_options(config: dict, process: DecoupledProcess, out_channels: int) -
     """The options that all of these models have."""
     if config["num_heads"] not in (1, 2):
         reject(config, "num_heads", "has to be 1 or 2")
+    if config["precondition"] not in (True, False, "velocity"):
+        reject(config, "precondition", "has to be True, False or 'velocity'")
+    if config["precondition"] == "velocity" and process.attenuation == "linear":
+        reject(
+            config, "precondition", "has to be True or False with `attenuation='linear'`, whose path is not straight"
+        )
     if config["num_heads"] == 1 and not config["precondition"]:
         accepted = "has to be 2 with `precondition=False`, since its affine maps make two outputs of one head"
         reject(config, "num_heads", accepted)

@@ -6,6 +6,8 @@ The network sees `c_in * x_t` with unit variance and its raw output `F` has a ta
 guess of each quantity from `x_t` is added outside of it:
 
     y_hat = c_skip * x_t + c_out * F,     c_skip = Cov(y, x_t) / Var(x_t),     c_out^2 = Var(y) - Cov(y, x_t)^2 / Var(x_t)
+
+Or scales of the same form, with which the target of `F` is the velocity of flow matching (arXiv 2210.02747).
 """
 
 from dataclasses import dataclass
@@ -102,3 +104,29 @@ def precondition(process: DecoupledProcess, t: torch.Tensor, sigma_data: float) 
         c_skip=(*c_skip, sigma / variance),
         c_out=tuple(r.sqrt() for r in (*residual, signal / variance)),
     )
+
+
+def precondition_velocity(process: DecoupledProcess, t: torch.Tensor) -> Preconditioning:
+    r"""
+    The scales at times `t` with which the raw target of both outputs is the velocity `F = eps - x_0` of flow matching.
+
+    Divided by `alpha_t + sigma_t` the process with constant attenuation is the straight path at the share of noise
+    `r = sigma_t / (alpha_t + sigma_t)`, on which `x_0 = x - r F` and `eps = x + (1 - r) F`. Where the noisy image tells all
+    of the noise, or all of the image, this target is the same at all times, while that of [`precondition`] changes its
+    size with them.
+
+    Args:
+        process ([`~process.DecoupledProcess`]): The process, with constant attenuation.
+        t (`torch.Tensor` of any shape): Times in [0, 1].
+
+    Returns:
+        [`Preconditioning`]
+
+    Raises:
+        ValueError: the attenuation is linear, whose path is not a straight one.
+    """
+    if process.attenuation != "constant":
+        raise ValueError(f"`process` has the attenuation {process.attenuation!r}, but it has to be 'constant'.")
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    scale = 1 / (alpha + sigma)
+    return Preconditioning(c_in=scale, c_skip=(-scale, scale), c_out=(sigma * scale, alpha * scale))

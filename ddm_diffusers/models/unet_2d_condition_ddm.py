@@ -31,8 +31,9 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
         noise_schedule (`"sqrt"` or `"linear"`, defaults to `"sqrt"`): As the scheduler's.
         num_heads (`int`, defaults to 2):
             1 or 2 output convolutions. 1 needs constant attenuation and preconditioning.
-        precondition (`bool`, defaults to `True`):
-            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives.
+        precondition (`bool` or `"velocity"`, defaults to `True`):
+            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives, or, with
+            `"velocity"` and constant attenuation, as [`~models.preconditioning.precondition_velocity`] does.
         sigma_data (`float`, defaults to 1.0):
             Root mean square of the data, for preconditioning. Latents times the `scaling_factor` of their autoencoder are
             near 1.
@@ -109,7 +110,7 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
         attenuation: Attenuation = "constant",
         noise_schedule: NoiseSchedule = "sqrt",
         num_heads: int = 2,
-        precondition: bool = True,
+        precondition: bool | str = True,
         sigma_data: float = 1.0,
         num_train_timesteps: int = 1000,
         base_scheduler: dict | None = None,

@@ -68,8 +68,9 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         num_decoders (`int`, defaults to 1): 1, or 2 for one decoder per output.
         num_heads (`int`, defaults to 2):
             1 or 2 output convolutions. 1 needs constant attenuation, preconditioning and one decoder.
-        precondition (`bool`, defaults to `True`):
-            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives.
+        precondition (`bool` or `"velocity"`, defaults to `True`):
+            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives, or, with
+            `"velocity"` and constant attenuation, as [`~models.preconditioning.precondition_velocity`] does.
         sigma_data (`float`, defaults to 1.0):
             Root mean square of the data, for preconditioning. Images in [-1, 1] lie between 0.3 and 1.
         conditioning_channels (`int`, defaults to 0):
@@ -116,7 +117,7 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         noise_schedule: NoiseSchedule = "sqrt",
         num_decoders: int = 1,
         num_heads: int = 2,
-        precondition: bool = True,
+        precondition: bool | str = True,
         sigma_data: float = 1.0,
         conditioning_channels: int = 0,
         base_scheduler: dict | None = None,

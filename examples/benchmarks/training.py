@@ -208,13 +208,15 @@ def edm_samplers():
 
 
 # DDM (arXiv 2306.13720)
-def ddm(weighting="velocity", distribution="logit_normal", headline=False, **model_options):
+def ddm(weighting="velocity", distribution="logit_normal", logit_mean=0.0, headline=False, **model_options):
     process = {key: model_options[key] for key in ("attenuation", "noise_schedule") if key in model_options}
     training_scheduler = DDMScheduler(**process)
 
     def loss(model, clean, generator):
         noise = torch.randn(clean.shape, generator=generator)
-        timesteps = sample_timesteps(training_scheduler, len(clean), generator=generator, distribution=distribution)
+        timesteps = sample_timesteps(
+            training_scheduler, len(clean), generator=generator, distribution=distribution, logit_mean=logit_mean
+        )
         attenuation = training_scheduler.get_attenuation(clean, generator=generator)
         noisy = training_scheduler.add_noise(clean, noise, timesteps, attenuation)
         output = model(noisy, timesteps).sample
@@ -247,6 +249,8 @@ METHODS = {
     "flow": Method("flow matching", plain_unet, flow_loss, flow_samplers(), headline=True, always=("Euler", "UniPC")),
     "edm": Method("EDM", plain_unet, edm_loss, edm_samplers()),
     "ddm": ddm(headline=True),
+    "ddm_velocity": ddm(precondition="velocity"),
+    "ddm_velocity_less_noise": ddm(precondition="velocity", logit_mean=-0.5),
     "ddm_uniform_times": ddm(distribution="uniform"),
     "ddm_one_head": ddm(num_heads=1),
     "ddm_two_decoders": ddm(num_decoders=2),
@@ -342,7 +346,7 @@ def sample(model, make_scheduler, nfe, num_samples, seed, batch_size=100):
         calls = 0
         for timestep in scheduler.timesteps:
             x_in = scheduler.scale_model_input(x, timestep) if hasattr(scheduler, "scale_model_input") else x
-            output = model(x_in, timestep.expand(size)).sample
+            output = model(x_in, timestep.to(x).repeat(size)).sample
             calls += 1
             options = {"generator": generator} if "generator" in signature(scheduler.step).parameters else {}
             x = scheduler.step(output, timestep, x, **options).prev_sample
@@ -357,8 +361,8 @@ def num_samples(method, nfe, args):
 class Rows:
     """The results of one model, in a JSON file; what is there is not run again."""
 
-    def __init__(self, name, seed, metric, folder):
-        self.name, self.seed, self.metric, self.folder = name, seed, metric, folder
+    def __init__(self, name, seed, metric, folder, compile=False):
+        self.name, self.seed, self.metric, self.folder, self.compile = name, seed, metric, folder, compile
         self.path = folder / f"{name}-{seed}.rows.json"
         self.rows = json.loads(self.path.read_text()) if self.path.is_file() else []
         self.model = None
@@ -371,6 +375,8 @@ class Rows:
             self.model = METHODS[self.name].build()
             self.model.load_state_dict(load_file(self.folder / f"{self.name}-{self.seed}.safetensors"))
             self.model.eval().to(memory_format=torch.channels_last)
+            if self.compile:
+                self.model.compile()
         began = time.perf_counter()
         try:
             images, calls = sample(
@@ -392,8 +398,8 @@ class Rows:
 
 def evaluate(name, seed, metric, args, folder):
     """Fill the rows of one model. Its samplers are chosen on the first seed and on other samples than those reported."""
-    method, rows = METHODS[name], Rows(name, seed, metric, folder)
-    screened = rows if seed == args.seeds[0] else Rows(name, args.seeds[0], metric, folder)
+    method, rows = METHODS[name], Rows(name, seed, metric, folder, args.compile)
+    screened = rows if seed == args.seeds[0] else Rows(name, args.seeds[0], metric, folder, args.compile)
     for nfe in sorted(args.nfes, key=lambda nfe: (nfe not in args.screening_nfes, nfe)):
         if args.samplers:
             for sampler in args.samplers:
@@ -555,7 +561,7 @@ def parse_args(argv=None):
     parser.add_argument("--train_steps", type=int, default=3000)
     parser.add_argument("--train_batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--compile", action="store_true", help="torch.compile: a third less time, after a minute.")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: a third less time, after minutes.")
     parser.add_argument("--samplers", nargs="+", help="Of all methods, by name; the screening is left out.")
     parser.add_argument("--num_samples", type=int, default=10000)
     parser.add_argument("--num_screening_samples", type=int, default=1000)

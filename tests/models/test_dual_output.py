@@ -67,6 +67,7 @@ OPTIONS = {
     "two heads": {"num_heads": 2},
     "linear attenuation": LINEAR,
     "linear noise": {"noise_schedule": "linear", **ONE_HEAD},
+    "velocity": {"precondition": "velocity"},
     "plain": {"precondition": False},
     "another process": BASE,
 }
@@ -170,7 +171,27 @@ def test_with_a_silent_last_layer_the_model_is_the_best_linear_estimate(kind, op
     torch.testing.assert_close(run(model, x, timesteps).sample, expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, BASE, {"noise_schedule": "linear"}], ids=["", "another process", "linear"])
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@every_kind
+@torch.no_grad()
+def test_a_silent_last_layer_with_velocity_scales_is_a_velocity_of_zero(kind, noise_schedule):
+    model = make(kind, precondition="velocity", noise_schedule=noise_schedule)
+    for name, weight in model.named_parameters():
+        if name.startswith(kind.last_layer):
+            weight.zero_()
+    x, timesteps = noisy(model, 3), torch.tensor([1e-3, 400.0, 1000.0])
+    out = run(model, x, timesteps)
+    t = (timesteps / 1000).reshape(-1, 1, 1, 1)
+    straight = x[:, : out.noise.shape[1]] / (1 - t + (t if noise_schedule == "linear" else t.sqrt()))
+    torch.testing.assert_close(out.attenuation, -straight, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out.noise, straight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, BASE, {"noise_schedule": "linear"}, {"precondition": "velocity"}],
+    ids=["", "another process", "linear", "velocity"],
+)
 @every_kind
 @torch.no_grad()
 def test_one_head_satisfies_the_forward_equation(kind, options):
@@ -367,6 +388,11 @@ def test_half_precision(kind, options, dtype):
         ({"noise_schedule": "cosine"}, ("`noise_schedule`", "'cosine'", "'sqrt'", "'linear'")),
         ({"num_heads": 0}, ("`num_heads`", "0", "1 or 2")),
         ({"num_heads": 1, "precondition": False}, ("`num_heads`", "1", "has to be 2", "precondition=False")),
+        ({"precondition": "v"}, ("`precondition`", "'v'", "True, False or 'velocity'")),
+        (
+            {"precondition": "velocity", "attenuation": "linear"},
+            ("`precondition`", "'velocity'", "attenuation='linear'"),
+        ),
         ({"num_heads": 1, "attenuation": "linear"}, ("`num_heads`", "1", "has to be 2", "attenuation='linear'")),
         ({"sigma_data": 0.0}, ("`sigma_data`", "0.0", "above 0")),
         ({"num_train_timesteps": 0}, ("`num_train_timesteps`", "0", "1 or more")),
@@ -374,6 +400,7 @@ def test_half_precision(kind, options, dtype):
         ({"out_channels": 10}, ("`out_channels`", "10", "None or", "(num_coefficients + 1)")),
         ({**BASE, "attenuation": "linear"}, ("`attenuation`", "'linear'", "'constant'", "base_scheduler")),
         ({**BASE, "precondition": False}, ("`precondition`", "False", "True", "base_scheduler")),
+        ({**BASE, "precondition": "velocity"}, ("`precondition`", "'velocity'", "True", "base_scheduler")),
         ({**BASE, "sigma_data": 0.5}, ("`sigma_data`", "0.5", "1.0", "base_scheduler")),
         (
             {"base_scheduler": {"prediction_type": "sample"}},

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddm_diffusers import DDMScheduler, DecoupledProcess
-from ddm_diffusers.models.preconditioning import SLOPE_VARIANCE, precondition
+from ddm_diffusers.models.preconditioning import SLOPE_VARIANCE, precondition, precondition_velocity
 
 
 PROCESSES = [(attenuation, schedule) for attenuation in ("constant", "linear") for schedule in ("sqrt", "linear")]
@@ -90,13 +90,32 @@ def test_with_constant_attenuation_both_raw_targets_are_one_field(noise_schedule
     torch.testing.assert_close(of_noise, field, rtol=1e-8, atol=1e-8)
 
 
+@given(st.sampled_from(["sqrt", "linear"]), st.floats(1e-3, 0.999))
+def test_the_raw_target_of_the_velocity_scales_is_the_velocity(noise_schedule, t):
+    x_0, eps = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma_t = math.sqrt(t) if noise_schedule == "sqrt" else t
+    x_t = (1 - t) * x_0 + sigma_t * eps
+    time = torch.tensor(t, dtype=torch.float64)
+    scales = precondition_velocity(DecoupledProcess("constant", noise_schedule), time)
+    for target, c_skip, c_out in zip((-x_0, eps), scales.c_skip, scales.c_out, strict=True):
+        torch.testing.assert_close((target - c_skip * x_t) / c_out, eps - x_0, rtol=1e-8, atol=1e-8)
+    # the input of a network for flow matching, which is where share of noise and time are the same
+    r = sigma_t / (1 - t + sigma_t)
+    torch.testing.assert_close(scales.scale_input(x_t), (1 - r) * x_0 + r * eps, rtol=1e-12, atol=1e-12)
+
+
+def test_the_velocity_scales_need_a_straight_path(rejects):
+    with rejects("`process`", "'linear'", "'constant'"):
+        precondition_velocity(DecoupledProcess("linear", "sqrt"), torch.tensor(0.5))
+
+
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
-@given(st.floats(1e-6, 1), st.floats(0.1, 2), st.integers(0, 1000))
+@given(st.floats(1e-6, 1), st.none() | st.floats(0.1, 2), st.integers(0, 1000))
 def test_one_head_satisfies_the_forward_equation(noise_schedule, t, sigma_data, seed):
     # whatever the network says: the image -c and the noise that come out make up exactly the x_t that went in
     x_t, raw = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    time = torch.tensor(t, dtype=torch.float64)
-    scales = precondition(DecoupledProcess("constant", noise_schedule), time, sigma_data)
+    time, process = torch.tensor(t, dtype=torch.float64), DecoupledProcess("constant", noise_schedule)
+    scales = precondition(process, time, sigma_data) if sigma_data else precondition_velocity(process, time)
     c, eps = scales.scale_output(x_t, (raw, raw)).chunk(2, dim=1)
     sigma_t = math.sqrt(t) if noise_schedule == "sqrt" else t
     torch.testing.assert_close((1 - t) * -c + sigma_t * eps, x_t, rtol=0, atol=1e-12)
@@ -107,14 +126,17 @@ def test_one_head_satisfies_the_forward_equation(noise_schedule, t, sigma_data, 
 def test_finite_at_the_ends(attenuation, noise_schedule, dtype):
     t = torch.tensor([0.0, 1e-6, 1e-4, 1 - 1e-4, 1 - 1e-7, 1.0], dtype=dtype)
     process = DecoupledProcess(attenuation, noise_schedule)
-    scales = precondition(process, t, 0.5)
     x_t = torch.ones(len(t), 2, dtype=dtype)
-    output = scales.scale_output(x_t, (x_t,) * (process.num_coefficients + 1))
-    for values in (scales.c_in, *scales.c_skip, *scales.c_out, output):
-        assert values.isfinite().all()
-        assert values.dtype == dtype
-    # at t = 1 the input is the noise: it is passed through, and nothing is left for the network to add
-    assert scales.c_skip[-1][-1] == 1 and scales.c_out[-1][-1] == 0
+    every = [precondition(process, t, 0.5)]
+    if attenuation == "constant":
+        every.append(precondition_velocity(process, t))
+    for scales in every:
+        output = scales.scale_output(x_t, (x_t,) * (process.num_coefficients + 1))
+        for values in (scales.c_in, *scales.c_skip, *scales.c_out, output):
+            assert values.isfinite().all()
+            assert values.dtype == dtype
+        # at t = 1 the input is the noise: it is passed through, and nothing is left for the network to add
+        assert scales.c_skip[-1][-1] == 1 and scales.c_out[-1][-1] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -94,8 +94,9 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         thresholding, dynamic_thresholding_ratio, sample_max_value:
             As in [`~diffusers.DDPMScheduler`], for these models; replaces `clip_sample`.
         shift (`float`, defaults to 1.0):
-            As in [`~diffusers.FlowMatchEulerDiscreteScheduler`], for `"flow_prediction"` models. Its other options are
-            taken from a config of it.
+            What `sigma_t / alpha_t` is multiplied with at all times of the grid, as in
+            [`~diffusers.FlowMatchEulerDiscreteScheduler`]: above 1 there are more steps at much noise. For
+            `"flow_prediction"` models the other options of that scheduler are taken from a config of it as well.
 
     Raises:
         ValueError: an argument has a value that is not accepted or contradicts another one.
@@ -151,6 +152,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         _check(rho > 0, "above 0", rho=rho)
         _check(0 < t_min < 1, "in (0, 1)", t_min=t_min)
         _check(clip_sample_range > 0, "above 0", clip_sample_range=clip_sample_range)
+        _check(shift > 0, "above 0", shift=shift)
 
         # The process that the model was trained on, if it is another one
         self.model_process = None
@@ -160,7 +162,6 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
                 f"'constant' with `prediction_type={prediction_type!r}`",
                 attenuation=attenuation,
             )
-            _check(shift > 0, "above 0", shift=shift)
         if prediction_type in VP_PREDICTION_TYPES:
             self.model_process = VariancePreservingProcess(
                 prediction_type,
@@ -292,7 +293,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
                 "a whole number of 1 or more",
                 num_inference_steps=num_inference_steps,
             )
-            times = self._grid(int(num_inference_steps)).tolist()
+            times = self._grid(int(num_inference_steps))
+            if self.config.shift != 1 and self.config.prediction_type != "flow_prediction":  # these shift their own
+                times = self.process.time(self.process.alpha(times), self.config.shift * self.process.sigma(times))
+            times = times.tolist()
 
         scales = None
         if self.model_process is not None:

@@ -99,6 +99,9 @@ DDM_SAMPLERS = {
     "no clipping": {"clip_sample": False},
     "eta 0": {"eta": 0.0},
     "churn 1": {"churn": 1.0},
+    "churn 4": {"churn": 4.0},
+    "shift 2": {"shift": 2.0},
+    "shift 2, churn 4": {"shift": 2.0, "churn": 4.0},
     "uniform": {"time_grid": "uniform"},
     "power": POWER,
     "no corrector": {"corrector": False},
@@ -112,7 +115,7 @@ def swapped(scheduler):
     """Our scheduler in the place of the one that the model was trained with."""
     return {
         OURS + name: lambda options=DDM_SAMPLERS[name]: DDMScheduler.from_config(scheduler.config, **options)
-        for name in ("default", "eta 0")
+        for name in ("default", "eta 0", "churn 4", "shift 2", "shift 2, churn 4")
     }
 
 

@@ -420,6 +420,31 @@ def test_ratio_grid(noise_schedule):
         assert true_sigma(scheduler, t) * (1 - s) == pytest.approx((1 - t) * s**1.5, rel=1e-5, abs=1e-12)
 
 
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@pytest.mark.parametrize("time_grid", ["uniform", "power", "ratio"])
+def test_shift_multiplies_noise_over_image(time_grid, noise_schedule):
+    times = []
+    for shift in (1.0, 3.0):
+        scheduler = DDMScheduler(time_grid=time_grid, noise_schedule=noise_schedule, shift=shift)
+        scheduler.set_timesteps(10)
+        assert scheduler.timesteps[0] == 1000
+        times.append((scheduler.timesteps.double() / 1000).tolist())
+    for plain, shifted in zip(*times, strict=True):
+        ratio = 3 * true_sigma(scheduler, plain) * (1 - shifted)
+        assert true_sigma(scheduler, shifted) * (1 - plain) == pytest.approx(ratio, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
+def test_shift_is_the_same_for_models_of_other_processes(prediction_type):
+    """To the whole timesteps of a model that predicts noise, and once for one that predicts a velocity."""
+    native = DDMScheduler(shift=3.0)
+    swapped = DDMScheduler(prediction_type=prediction_type, shift=3.0)
+    for scheduler in (native, swapped):
+        scheduler.set_timesteps(5)
+    tolerance = 2e-3 if prediction_type == "epsilon" else 1e-6
+    assert swapped._times[1:] == pytest.approx(native._times[1:], abs=tolerance)
+
+
 def test_second_order_forgets_the_former_run():
     scheduler = DDMScheduler(solver_order=2, eta=0.0)
     x = draw(1, 2, 4)
@@ -713,6 +738,7 @@ def test_save_and_load(options, tmp_path):
         ({"eta": -0.1}, ("`eta`", "-0.1", "[0, 1]")),
         ({"eta": math.nan}, ("`eta`", "nan", "[0, 1]")),
         ({"churn": 0.0}, ("`churn`", "0.0", "None or in (0, 10]")),
+        ({"shift": 0.0}, ("`shift`", "0.0", "above 0")),
         ({"churn": 1e3}, ("`churn`", "1000.0", "None or in (0, 10]")),
         ({"attenuation": "cosine"}, ("`attenuation`", "'cosine'", "'constant'", "'linear'")),
         ({"noise_schedule": "cosine"}, ("`noise_schedule`", "'cosine'", "'sqrt'", "'linear'")),

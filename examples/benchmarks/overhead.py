@@ -6,14 +6,14 @@ What the package costs beside the network: pipeline, scheduler step, objective, 
 
 Every figure is a ratio of two times that are taken in pairs, one right after the other and in alternating order, so that
 what slows the machine slows both; the table has the median of the ratios and their quartiles. Memory is the peak of a
-fresh process (of the device, on a GPU) over that of a process which builds the same model and does not run it.
+fresh process (on Linux; of the device, on a GPU) over that of a process which builds the same model and does not run it.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -172,8 +172,10 @@ def measure_memory(name, run, device):
         model(sample, torch.full((BATCH_SIZE,), 500.0, device=device)).sample.mean().backward()
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated(device))
-    else:  # kilobytes on Linux
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    else:
+        # not `ru_maxrss`, which a process takes over from the one that started it
+        status = Path("/proc/self/status").read_text()
+        print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
 
 
 def main(argv=None):

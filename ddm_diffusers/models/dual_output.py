@@ -47,10 +47,13 @@ class DualOutputMixin(HubModelMixin):
     def _init_trunk(self, trunk: type, **changes) -> None:
         """
         Initialise the network by the options in the config, with `changes` to them. The trunk registers its options as
-        well; the config is put back as the user wrote it.
+        well; the config is put back as the user wrote it, with what `None` stands for where that depends on other options.
         """
         config = dict(self.config)
         process = DecoupledProcess(config["attenuation"], config["noise_schedule"])
+        if config["precondition"] is None:
+            straight = process.attenuation == "constant" and config["base_scheduler"] is None
+            config["precondition"] = "velocity" if straight else True
         out_channels = config["out_channels"] or (process.num_coefficients + 1) * config["in_channels"]
         _check_options(config, process, out_channels)
         if "out_channels" not in changes:
@@ -214,7 +217,7 @@ def _check_options(config: dict, process: DecoupledProcess, out_channels: int) -
     if config["num_heads"] not in (1, 2):
         reject(config, "num_heads", "has to be 1 or 2")
     if config["precondition"] not in (True, False, "velocity"):
-        reject(config, "precondition", "has to be True, False or 'velocity'")
+        reject(config, "precondition", "has to be None, True, False or 'velocity'")
     if config["precondition"] == "velocity" and process.attenuation == "linear":
         reject(
             config, "precondition", "has to be True or False with `attenuation='linear'`, whose path is not straight"

@@ -31,11 +31,13 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
         noise_schedule (`"sqrt"` or `"linear"`, defaults to `"sqrt"`): As the scheduler's.
         num_heads (`int`, defaults to 2):
             1 or 2 output convolutions. 1 needs constant attenuation and preconditioning.
-        precondition (`bool` or `"velocity"`, defaults to `True`):
-            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives, or, with
-            `"velocity"` and constant attenuation, as [`~models.preconditioning.precondition_velocity`] does.
+        precondition (`bool` or `"velocity"`, *optional*, defaults to `None`):
+            Scales of input and outputs: `"velocity"` ([`~models.preconditioning.precondition_velocity`], for constant
+            attenuation), with which networks trained better than with `True`
+            ([`~models.preconditioning.precondition`], unit variance); `False` for none. `None` stands for `"velocity"`, or
+            for `True` with linear attenuation or a `base_scheduler`, and is replaced by it in the config.
         sigma_data (`float`, defaults to 1.0):
-            Root mean square of the data, for preconditioning. Latents times the `scaling_factor` of their autoencoder are
+            Root mean square of the data, for `precondition=True`. Latents times the `scaling_factor` of their autoencoder are
             near 1.
         num_train_timesteps (`int`, defaults to 1000): The timestep at t = 1, as the scheduler's.
         base_scheduler (`dict`, *optional*, defaults to `None`):
@@ -110,7 +112,7 @@ class DDMUNet2DConditionModel(DualOutputMixin, UNet2DConditionModel):
         attenuation: Attenuation = "constant",
         noise_schedule: NoiseSchedule = "sqrt",
         num_heads: int = 2,
-        precondition: bool | str = True,
+        precondition: bool | str | None = None,
         sigma_data: float = 1.0,
         num_train_timesteps: int = 1000,
         base_scheduler: dict | None = None,

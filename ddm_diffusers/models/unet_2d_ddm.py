@@ -68,11 +68,13 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         num_decoders (`int`, defaults to 1): 1, or 2 for one decoder per output.
         num_heads (`int`, defaults to 2):
             1 or 2 output convolutions. 1 needs constant attenuation, preconditioning and one decoder.
-        precondition (`bool` or `"velocity"`, defaults to `True`):
-            Whether to scale input and outputs as [`~models.preconditioning.precondition`] derives, or, with
-            `"velocity"` and constant attenuation, as [`~models.preconditioning.precondition_velocity`] does.
+        precondition (`bool` or `"velocity"`, *optional*, defaults to `None`):
+            Scales of input and outputs: `"velocity"` ([`~models.preconditioning.precondition_velocity`], for constant
+            attenuation), with which networks trained better than with `True`
+            ([`~models.preconditioning.precondition`], unit variance); `False` for none. `None` stands for `"velocity"`, or
+            for `True` with linear attenuation or a `base_scheduler`, and is replaced by it in the config.
         sigma_data (`float`, defaults to 1.0):
-            Root mean square of the data, for preconditioning. Images in [-1, 1] lie between 0.3 and 1.
+            Root mean square of the data, for `precondition=True`. Images in [-1, 1] lie between 0.3 and 1.
         conditioning_channels (`int`, defaults to 0):
             Channels of an image condition that is concatenated to the input.
         base_scheduler (`dict`, *optional*, defaults to `None`):
@@ -117,7 +119,7 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         noise_schedule: NoiseSchedule = "sqrt",
         num_decoders: int = 1,
         num_heads: int = 2,
-        precondition: bool | str = True,
+        precondition: bool | str | None = None,
         sigma_data: float = 1.0,
         conditioning_channels: int = 0,
         base_scheduler: dict | None = None,

@@ -93,7 +93,7 @@ def loss_weights(
     | `"none"` | 1 | 1 | the paper's plain objective |
     | `"inverse_time"` | 1 / t | 1 / (1 - t + 1e-4) | the authors' first release |
     | `"adm"` | (t^2 - t + 1) / t | (t^2 - t + 1) / (1 - t + 1e-4) | the authors' second release |
-    | `"unit_variance"` | 1 / c_out^2 | 1 / c_out^2 | uniform on the raw output of a preconditioned network |
+    | `"unit_variance"` | 1 / c_out^2 | 1 / c_out^2 | uniform on the raw output, with `precondition=True` |
     | `"velocity"` | ((alpha + sigma) c_in / c_out)^2 | ((alpha + sigma) c_in / c_out)^2 | flow matching (2210.02747) |
 
     With constant attenuation the last one is the error of the velocity `eps - x_0`, over `sigma_data^2`, on the straight

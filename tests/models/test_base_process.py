@@ -79,12 +79,12 @@ def test_without_the_scheduler_only_the_weights_are_taken(trained):
     assert model.config.base_scheduler is None
     x, timesteps = draw(3, unet.config.in_channels, 8, 8), torch.tensor([30.0, 400.0, 1000.0])
     t = column(timesteps / 1000)
-    # sigma_data is 1: the input has the variance 1 - t + t^2, and both outputs come from the same raw field
-    variance = (1 - t) ** 2 + t
-    raw = unet(x / variance.sqrt(), timesteps, **arguments).sample
     out = model(x, timesteps, **arguments)
-    torch.testing.assert_close(out.noise, (t.sqrt() * x + (1 - t) * variance.sqrt() * raw) / variance)
-    torch.testing.assert_close(-out.attenuation, ((1 - t) * x - (t * variance).sqrt() * raw) / variance)
+    # the input lies on the straight path, and both outputs come from the same velocity
+    x, share = x / (1 - t + t.sqrt()), t.sqrt() / (1 - t + t.sqrt())
+    velocity = unet(x, timesteps, **arguments).sample
+    torch.testing.assert_close(out.noise, x + (1 - share) * velocity)
+    torch.testing.assert_close(-out.attenuation, x - share * velocity)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def stock_network(model):
 )
 @torch.no_grad()
 def test_the_network_is_that_of_dit_between_the_scales(options):
-    model = tiny(num_class_embeds=3, sigma_data=0.5, **options)
+    model = tiny(num_class_embeds=3, precondition=True, sigma_data=0.5, **options)
     x, timesteps = draw(2, model.config.in_channels, 8, 8), torch.tensor([700.3, 30.0])
     labels = torch.tensor([1, 3])
     scales = precondition(model.process, timesteps / 1000, 0.5)

@@ -67,7 +67,7 @@ OPTIONS = {
     "two heads": {"num_heads": 2},
     "linear attenuation": LINEAR,
     "linear noise": {"noise_schedule": "linear", **ONE_HEAD},
-    "velocity": {"precondition": "velocity"},
+    "unit variance": {"precondition": True},
     "plain": {"precondition": False},
     "another process": BASE,
 }
@@ -162,13 +162,23 @@ def test_every_option_of_diffusers_with_the_same_default(kind):
 def test_with_a_silent_last_layer_the_model_is_the_best_linear_estimate(kind, options, attenuation, noise_schedule):
     if attenuation == "linear" and options == ONE_HEAD:
         options = {}
-    model = make(kind, attenuation=attenuation, noise_schedule=noise_schedule, sigma_data=0.4, **options)
+    options = {"precondition": True, "sigma_data": 0.4, **options}
+    model = make(kind, attenuation=attenuation, noise_schedule=noise_schedule, **options)
     silenced = [weight.zero_() for name, weight in model.named_parameters() if name.startswith(kind.last_layer)]
     assert len(silenced) >= 2
     x, timesteps = noisy(model, 3), torch.tensor([1e-3, 400.0, 1000.0])
     c_skip = precondition(model.process, timesteps / 1000, 0.4).c_skip
     expected = torch.cat([scale.reshape(-1, 1, 1, 1) * x for scale in c_skip], dim=1)
     torch.testing.assert_close(run(model, x, timesteps).sample, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("options, expected", [({}, "velocity"), (LINEAR, True), (BASE, True)])
+@every_kind
+def test_the_config_says_what_the_default_preconditioning_is(kind, options, expected):
+    model = make(kind, **options)
+    assert model.config.precondition == expected
+    assert type(model).from_config(model.config).config.precondition == expected
+    assert type(model).from_config(model.config, **LINEAR, base_scheduler=None).config.precondition is True
 
 
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
@@ -189,8 +199,8 @@ def test_a_silent_last_layer_with_velocity_scales_is_a_velocity_of_zero(kind, no
 
 @pytest.mark.parametrize(
     "options",
-    [{}, BASE, {"noise_schedule": "linear"}, {"precondition": "velocity"}],
-    ids=["", "another process", "linear", "velocity"],
+    [{}, BASE, {"noise_schedule": "linear"}, {"precondition": True}],
+    ids=["", "another process", "linear", "unit variance"],
 )
 @every_kind
 @torch.no_grad()

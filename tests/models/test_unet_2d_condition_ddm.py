@@ -65,7 +65,7 @@ CASES = {
 @pytest.mark.parametrize("options, arguments", CASES.values(), ids=CASES.keys())
 @torch.no_grad()
 def test_the_network_is_that_of_unet2d_condition_between_the_scales(options, arguments):
-    model = tiny(sigma_data=0.5, **options)
+    model = tiny(precondition=True, sigma_data=0.5, **options)
     x, timesteps = draw(2, model.config.in_channels, 8, 8, seed=1), torch.tensor([700.3, 30.0])
     latents, condition = x[:, :4], x[:, 4:]
     scales = precondition(model.process, timesteps / 1000, 0.5)

@@ -76,7 +76,7 @@ def stock_network(unet, out_channels, prefix=""):
 def test_the_network_is_that_of_unet2d_between_the_scales(options, mid_block_type, extras, tiny_unet):
     if extras:
         options = {**options, "num_class_embeds": 4, "conditioning_channels": 2}
-    unet = perturb(tiny_unet(mid_block_type=mid_block_type, sigma_data=0.5, **options))
+    unet = perturb(tiny_unet(mid_block_type=mid_block_type, **{"precondition": True, "sigma_data": 0.5, **options}))
     config = unet.config
     num_outputs = 3 if config.attenuation == "linear" else 2
     if config.num_decoders == 2:
@@ -178,7 +178,9 @@ def test_any_size_that_halves(size, tiny_unet):
 @torch.no_grad()
 def test_from_unet2d_starts_from_the_trained_weights(options, dtype, tiny_unet, plain_unet):
     trained = perturb(plain_unet(num_class_embeds=4)).to(dtype)
-    unet = DDMUNet2DModel.from_unet2d(trained, conditioning_channels=2, sigma_data=0.5, **options).eval()
+    unet = DDMUNet2DModel.from_unet2d(
+        trained, conditioning_channels=2, precondition=True, sigma_data=0.5, **options
+    ).eval()
     assert unet.dtype == dtype
     assert (unet.config.in_channels, unet.config.num_class_embeds) == (3, 4)
     assert all(unet.config[name] == value for name, value in options.items())

@@ -365,7 +365,10 @@ def test_step_takes_what_ddim_pipeline_passes_and_nothing_else():
 
 @pytest.fixture(scope="module")
 def unet():
-    """With one head both outputs fit the forward equation, so that the first-order step of both sides is the same."""
+    """
+    With one head both outputs fit the forward equation, so that the first-order step of both sides is the same. With
+    scales of unit variance random weights predict a small image at pure noise, as trained ones do.
+    """
     torch.manual_seed(0)
     return DDMUNet2DModel(
         sample_size=8,
@@ -374,6 +377,7 @@ def unet():
         norm_num_groups=4,
         layers_per_block=1,
         num_heads=1,
+        precondition=True,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
     ).eval()

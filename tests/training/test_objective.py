@@ -177,7 +177,7 @@ def test_loss_and_gradient_are_finite_up_to_the_ends(attenuation, noise_schedule
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
 def test_unit_variance_is_plain_mse_on_the_raw_network(noise_schedule, num_heads, tiny_unet):
     scheduler = DDMScheduler(noise_schedule=noise_schedule)
-    unet = tiny_unet(noise_schedule=noise_schedule, num_heads=num_heads, sigma_data=0.6)
+    unet = tiny_unet(noise_schedule=noise_schedule, num_heads=num_heads, precondition=True, sigma_data=0.6)
     raw = []
     unet.conv_out.register_forward_hook(lambda module, inputs, output: raw.append(output))
     times = [0.01, 0.3, 0.7, 0.99]

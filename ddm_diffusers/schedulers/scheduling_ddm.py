@@ -76,12 +76,12 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         churn (`float`, *optional*):
             How fast noise is exchanged for fresh noise where `eta` lets it be, in multiples of the Wiener process's own
             speed, in (0, 10] (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with
-            the old noise. By default a fifth of the number of steps, but at least 1 and at most 4, since it takes steps to
-            take fresh noise away. Only with `solver_order` above 1, where the last but one step draws none at all.
+            the old noise. By default the square of a fifth of the number of steps, but at least 1 and at most 4, since it
+            takes steps to take fresh noise away. Only with `solver_order` above 1, where the last but one step draws none at all.
         time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"ratio"`):
             `t_i = 1 - i / N`, the paper's; `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0; or
-            the times at which `sigma_t / alpha_t = s^1.5 / (1 - s)` for `s = 1 - i / (N + 1/2)`, then 0: near t = 1
-            equal steps of `alpha / sigma`, in which the reverse process is linear, and finer ones where details form.
+            the times at which `sigma_t / alpha_t = (s / (1 - s))^1.25` for `s = 1 - i / (N + 1/2)`, then 0: a little
+            more of the steps near both ends than with steps of equal size on flow matching's straight path, of exponent 1.
         rho (`float`, defaults to 2.0): Exponent of the power grid, above 0. 1 gives equal steps down to `t_min`.
         t_min (`float`, defaults to 1e-4): Last time of the power grid at which the model is evaluated, in (0, 1).
         clip_sample (`bool`, defaults to `True`):
@@ -336,7 +336,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             return 1 - i / num_steps
         if self.config.time_grid == "ratio":
             s = 1 - i / (num_steps + 0.5)
-            return self.process.time(1 - s, s**1.5)
+            return self.process.time((1 - s) ** 1.25, s**1.25)
         rho, t_min = self.config.rho, self.config.t_min
         fraction = i / max(num_steps - 1, 1)
         # as a blend, which ends at t_min even where t_min^(1 / rho) is lost beside 1
@@ -463,7 +463,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         if self._step_index == self.num_inference_steps - 2:
             return 0.0, 1.0
         churn = self.config.churn
-        return self.config.eta, min(max(self.num_inference_steps / 5, 1), 4) if churn is None else churn
+        return self.config.eta, min(max((self.num_inference_steps / 5) ** 2, 1), 4) if churn is None else churn
 
     def _mean_estimate(self, s: float, t: float, eta: float, churn: float) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The clean sample and the coefficients that stand for the step from t to s, by all estimates that are kept."""

@@ -99,9 +99,8 @@ DDM_SAMPLERS = {
     "no clipping": {"clip_sample": False},
     "eta 0": {"eta": 0.0},
     "churn 1": {"churn": 1.0},
-    "churn 4": {"churn": 4.0},
     "shift 2": {"shift": 2.0},
-    "shift 2, churn 4": {"shift": 2.0, "churn": 4.0},
+    "shift 2, no clipping": {"shift": 2.0, "clip_sample": False},
     "uniform": {"time_grid": "uniform"},
     "power": POWER,
     "no corrector": {"corrector": False},
@@ -115,7 +114,7 @@ def swapped(scheduler):
     """Our scheduler in the place of the one that the model was trained with."""
     return {
         OURS + name: lambda options=DDM_SAMPLERS[name]: DDMScheduler.from_config(scheduler.config, **options)
-        for name in ("default", "eta 0", "churn 4", "shift 2", "shift 2, churn 4")
+        for name in ("default", "eta 0", "churn 1", "shift 2")
     }
 
 
@@ -211,7 +210,8 @@ def edm_samplers():
 
 
 # DDM (arXiv 2306.13720)
-def ddm(weighting="velocity", distribution="logit_normal", logit_mean=0.0, headline=False, **model_options):
+def ddm(weighting="velocity", distribution="logit_normal", logit_mean=-0.5, headline=False, **model_options):
+    model_options = {"precondition": "velocity", **model_options}
     process = {key: model_options[key] for key in ("attenuation", "noise_schedule") if key in model_options}
     training_scheduler = DDMScheduler(**process)
 
@@ -241,30 +241,23 @@ def ddm(weighting="velocity", distribution="logit_normal", logit_mean=0.0, headl
 
 
 METHODS = {
-    "ddpm": Method(
-        "DDPM",
-        plain_unet,
-        ddpm_loss,
-        ddpm_samplers(),
-        headline=True,
-        always=("DDIM", "DPM++ 2M", "UniPC"),
-    ),
-    "flow": Method("flow matching", plain_unet, flow_loss, flow_samplers(), headline=True, always=("Euler", "UniPC")),
+    "ddpm": Method("DDPM", plain_unet, ddpm_loss, ddpm_samplers(), headline=True, always=("UniPC",)),
+    "flow": Method("flow matching", plain_unet, flow_loss, flow_samplers(), headline=True, always=("Euler",)),
     "edm": Method("EDM", plain_unet, edm_loss, edm_samplers()),
     "ddm": ddm(headline=True),
-    "ddm_velocity": ddm(precondition="velocity"),
-    "ddm_velocity_less_noise": ddm(precondition="velocity", logit_mean=-0.5),
+    "ddm_more_noise": ddm(logit_mean=0.0),
     "ddm_uniform_times": ddm(distribution="uniform"),
     "ddm_one_head": ddm(num_heads=1),
     "ddm_two_decoders": ddm(num_decoders=2),
     "ddm_linear_noise": ddm(noise_schedule="linear"),
     "ddm_one_head_linear_noise": ddm(num_heads=1, noise_schedule="linear"),
-    "ddm_linear_attenuation": ddm("unit_variance", attenuation="linear"),
+    "ddm_linear_attenuation": ddm("unit_variance", attenuation="linear", precondition=True),
     "ddm_none": ddm("none"),
     "ddm_inverse_time": ddm("inverse_time"),
     "ddm_adm": ddm("adm"),
     "ddm_unit_variance": ddm("unit_variance"),
-    "ddm_sigma_data": ddm(sigma_data=SIGMA_DATA),
+    "ddm_unit_scales": ddm(precondition=True),
+    "ddm_sigma_data": ddm(precondition=True, sigma_data=SIGMA_DATA),
     "ddm_raw": ddm(precondition=False),
     "ddm_paper": ddm("none", distribution="uniform", num_decoders=2, precondition=False),
 }

@@ -358,7 +358,11 @@ PEERS = [
 ]
 
 # The names of the DDM settings that have a line of their own in the table
-SHOWN = {"default": "DDM, default", "paper": "DDM, the paper's step"}
+SHOWN = {
+    "default": "DDM, default",
+    "order 2, ratio, sqrt noise, churn 1": "DDM, churn 1",
+    "paper": "DDM, the paper's step",
+}
 PAPER = {"solver_order": 1, "eta": 1.0, "time_grid": "uniform", "noise_schedule": "sqrt"}
 GRIDS = {
     "uniform": {"time_grid": "uniform"},
@@ -378,6 +382,7 @@ DDM_OPTIONS = (
     "time_grid",
     "rho",
     "t_min",
+    "shift",
 )
 
 
@@ -400,9 +405,10 @@ def ddm_settings():
     for grid in ("ratio", "uniform"):
         for noise_schedule in ("sqrt", "linear"):
             for order in (3, 2):
-                options = {**GRIDS[grid], "noise_schedule": noise_schedule, "solver_order": order, "eta": 1.0}
-                settings.append(ddm(f"order {order}, {grid}, {noise_schedule} noise, eta 1", **options))
+                options = {**GRIDS[grid], "noise_schedule": noise_schedule, "solver_order": order, "churn": 1.0}
+                settings.append(ddm(f"order {order}, {grid}, {noise_schedule} noise, churn 1", **options))
     for order in (3, 2):
+        settings.append(ddm(f"order {order}, ratio, shift 0.6", solver_order=order, eta=0.0, shift=0.6))
         options = {"solver_order": order, "eta": 0.0, "corrector": False}
         settings.append(ddm(f"order {order}, ratio, sqrt noise, no corrector", **options))
     for grid, noise_schedule in (("uniform", "sqrt"), ("uniform", "linear"), ("ratio", "sqrt")):

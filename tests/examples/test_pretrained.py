@@ -1,11 +1,12 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Proves that the checkpoint in examples/pretrained loads, is small, and draws the classes that it is asked for."""
 
-import sys
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ddm_diffusers import DDMPipeline
 from ddm_diffusers.model_card import is_generated_card
@@ -39,23 +40,18 @@ def test_it_loads_is_small_and_follows_its_labels():
 
 
 @pytest.mark.slow
-def test_a_classifier_names_the_requested_class(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "benchmarks"), *sys.path])
-    import fashion_mnist
-
+def test_a_classifier_names_the_requested_class(tmp_path, benchmark_script):
+    fashion_mnist, pretrained = benchmark_script("fashion_mnist"), benchmark_script("pretrained")
     if not Path(fashion_mnist.DEBIAN_FOLDER).is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
-    classifier, accuracy = fashion_mnist.train_classifier(tmp_path / "classifier.safetensors", epochs=2)
+    _, accuracy = fashion_mnist.train_classifier(tmp_path / "classifier.safetensors", epochs=2)
     assert accuracy > 0.89
-    pipe = DDMPipeline.from_pretrained(FOLDER)
-    labels = torch.arange(300) % 10
-    images = pipe(
-        batch_size=300,
-        class_labels=labels.tolist(),
-        num_inference_steps=10,
-        guidance_scale=1.5,
-        generator=torch.manual_seed(0),
-        output_type="pt",
-    ).images
-    named = fashion_mnist.predict(classifier, (images.cpu() * 2 - 1).float())
-    assert (named == labels).float().mean() >= 0.9
+    arguments = ["--num_samples", "300", "--steps", "10", "--guidance_scales", "1.5"]
+    pretrained.main(["--output_dir", str(tmp_path), *arguments])
+    contents = json.loads((tmp_path / "pretrained.json").read_text())
+    (row,) = contents["rows"]
+    assert (row["steps"], row["guidance_scale"]) == (10, 1.5)
+    assert row["named"] >= 0.9
+    assert contents["floor"] < row["distance"]
+    with Image.open(tmp_path / "pretrained.png") as picture:
+        assert min(picture.size) > 8 * 28

@@ -95,7 +95,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             As in [`~diffusers.DDPMScheduler`], for these models; replaces `clip_sample`.
         shift (`float`, defaults to 1.0):
             What `sigma_t / alpha_t` is multiplied with at all times of the grid, as in
-            [`~diffusers.FlowMatchEulerDiscreteScheduler`]: above 1 there are more steps at much noise. For
+            [`~diffusers.FlowMatchEulerDiscreteScheduler`]: above 1 there are more steps at much noise. 2 is
+            better at 5 steps on the trained models that were measured, and 0.6 with `eta=0.0` on a perfect one. For
             `"flow_prediction"` models the other options of that scheduler are taken from a config of it as well.
 
     Raises:

@@ -54,14 +54,14 @@ def save_picture(pipe, args, path):
     import matplotlib.pyplot as plt
 
     labels = torch.arange(GRID).repeat_interleave(GRID)
-    figure, axes = plt.subplots(1, len(args.steps), figsize=(2.6 * len(args.steps), 2.8), squeeze=False)
+    size = (2.6 * len(args.steps), 2.9)
+    figure, axes = plt.subplots(1, len(args.steps), figsize=size, squeeze=False, layout="constrained")
     for axis, num_steps in zip(axes[0], args.steps, strict=True):
         images = draw(pipe, labels, num_steps, max(args.guidance_scales), seed=0)
         mosaic = images.reshape(GRID, GRID, 28, 28).transpose(1, 2).reshape(28 * GRID, 28 * GRID)
         axis.imshow(mosaic, cmap="gray", vmin=-1, vmax=1)
         axis.set_title(f"{num_steps} steps", fontsize=9)
         axis.axis("off")
-    figure.tight_layout(pad=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -51,6 +51,21 @@ VARIANTS = {
     "two decoders": lambda: DDMUNet2DModel(num_decoders=2, **UNET),
 }
 
+# the default draws fresh noise, as the SDE solver does and the other two do not
+STEPS = {
+    "step / DDIM": (DDMScheduler, DDIMScheduler),
+    "step / DPM-Solver++": (DDMScheduler, DPMSolverMultistepScheduler),
+    "step / SDE-DPM-Solver++": (
+        DDMScheduler,
+        lambda: DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    ),
+    "step with eta 0 / DPM-Solver++": (lambda: DDMScheduler(eta=0.0), DPMSolverMultistepScheduler),
+    "step with eta 0, no corrector / DPM-Solver++": (
+        lambda: DDMScheduler(eta=0.0, corrector=False),
+        DPMSolverMultistepScheduler,
+    ),
+}
+
 
 def synchronize(device):
     if device.type == "cuda":
@@ -93,8 +108,8 @@ def pipeline_over_model(device, rounds):
     ) | {"parameters": unet.num_parameters()}
 
 
-def step_over(other, device, rounds, shape):
-    """All steps of the default `DDMScheduler` over those of another scheduler, without any model."""
+def step_over(make_ours, make_theirs, device, rounds, shape):
+    """All steps of a `DDMScheduler` over those of another scheduler, without any model."""
     sample = torch.randn(shape, device=device)
     output = torch.randn_like(sample)
     double = torch.cat([output, output], dim=1)
@@ -109,7 +124,7 @@ def step_over(other, device, rounds, shape):
         scheduler.set_timesteps(NUM_STEPS, device=device)
         return scheduler
 
-    ours, theirs = DDMScheduler(), other()
+    ours, theirs = make_ours(), make_theirs()
 
     # both prepare their timesteps, which a scheduler with a state needs before each run
     return paired_ratio(
@@ -194,10 +209,10 @@ def main(argv=None):
         f"pipeline, {NUM_STEPS} steps / {NUM_STEPS} evaluations": lambda: pipeline_over_model(device, args.rounds),
         "training step / bare step": lambda: training_step_over_bare(device, args.rounds),
     }
-    for other in (DDIMScheduler, DPMSolverMultistepScheduler):
+    for what, (make_ours, make_theirs) in STEPS.items():
         for name, shape in shapes.items():
-            tasks[f"step / {other.__name__}, {name}"] = lambda other=other, shape=shape: step_over(
-                other, device, 5 * args.rounds, shape
+            tasks[f"{what}, {name}"] = lambda ours=make_ours, theirs=make_theirs, shape=shape: step_over(
+                ours, theirs, device, 5 * args.rounds, shape
             )
     for name in list(VARIANTS)[1:]:
         for training in (False, True):

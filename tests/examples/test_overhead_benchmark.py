@@ -42,7 +42,8 @@ def test_every_figure(overhead, tmp_path, capsys):
         "pipeline, 10 steps / 10 evaluations",
         "training step / bare step",
         "step / DDIM",
-        "step / DPMSolver",
+        "step / DPM-Solver++",
+        "step / SDE-DPM-Solver++",
     ):
         assert part in what
     for name in ("one head", "two heads", "two decoders"):

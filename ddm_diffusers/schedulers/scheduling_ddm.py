@@ -77,7 +77,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             How fast noise is exchanged for fresh noise where `eta` lets it be, in multiples of the Wiener process's own
             speed, in (0, 10] (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with
             the old noise. By default the square of a fifth of the number of steps, but at least 1 and at most 4, since it
-            takes steps to take fresh noise away. Only with `solver_order` above 1, where the last but one step draws none at all.
+            takes steps to take fresh noise away. Only with `solver_order` above 1, where the last but one step draws none
+            at all.
         time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"ratio"`):
             `t_i = 1 - i / N`, the paper's; `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0; or
             the times at which `sigma_t / alpha_t = (s / (1 - s))^1.25` for `s = 1 - i / (N + 1/2)`, then 0: a little

@@ -9,20 +9,16 @@ features, as in `training.py`; as many training images score the floor.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from datetime import date
 from pathlib import Path
 
-import diffusers
 import matplotlib
 import torch
 from fashion_mnist import DEBIAN_FOLDER, FrechetDistance, load_fashion_mnist, predict, to_tensor, train_classifier
 from tqdm.auto import tqdm
+from training import versions, write_json
 
-import ddm_diffusers
 from ddm_diffusers import DDMPipeline
 
 
@@ -110,21 +106,14 @@ def main(argv=None):
     save_picture(pipe, args, folder / "pretrained.png")
     contents = {
         "date": date.today().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-            "ddm_diffusers": ddm_diffusers.__version__,
-        },
+        "versions": versions(),
         "num_samples": args.num_samples,
         "classifier_accuracy": accuracy,
         "floor": floor,
         "seconds_of_64_images_in_10_steps": seconds,
         "rows": rows,
     }
-    temporary = folder / f"pretrained.json.tmp{os.getpid()}"
-    temporary.write_text(json.dumps(contents, indent=1) + "\n")
-    os.replace(temporary, folder / "pretrained.json")
+    write_json(folder / "pretrained.json", contents)
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def edm_samplers():
     }
 
 
-# DDM (arXiv 2306.13720)
+# DDM (arXiv 2306.13720). These images are small, so their times are drawn at less noise than by default.
 def ddm(weighting="velocity", distribution="logit_normal", logit_mean=-0.5, headline=False, **model_options):
     model_options = {"precondition": "velocity", **model_options}
     process = {key: model_options[key] for key in ("attenuation", "noise_schedule") if key in model_options}

@@ -505,10 +505,16 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         expected = (sample.shape[0], quantities * sample.shape[1], *sample.shape[2:])
         if tuple(model_output.shape) != expected:
             what = ": coefficients and noise, concatenated on dim 1" if quantities > 1 else ""
+            hint = ""
+            if quantities > 1 and model_output.shape == sample.shape:
+                hint = (
+                    " A model that predicts one quantity, such as DDPM's, needs the scheduler"
+                    " `DDMScheduler.from_config(pipe.scheduler.config)`, made from its own."
+                )
             raise ValueError(
                 f"`model_output` has the shape {tuple(model_output.shape)}, but with"
                 f" `prediction_type={self.config.prediction_type!r}` and `attenuation={self.config.attenuation!r}` a"
-                f" sample of shape {tuple(sample.shape)} needs {expected}{what}."
+                f" sample of shape {tuple(sample.shape)} needs {expected}{what}.{hint}"
             )
         if isinstance(generator, list) and len(generator) != sample.shape[0]:
             raise ValueError(

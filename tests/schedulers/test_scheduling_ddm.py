@@ -823,6 +823,11 @@ def test_wrong_channels_change_nothing(channels, running_scheduler, rejects):
     assert still_runs(running_scheduler)
 
 
+def test_a_model_of_another_process_is_told_of_from_config(running_scheduler, rejects):
+    with rejects("`model_output`", "(2, 3)", "DDMScheduler.from_config(pipe.scheduler.config)"):
+        running_scheduler.step(draw(2, 3), 750.0, draw(2, 3))
+
+
 def test_wrong_number_of_generators_changes_nothing(running_scheduler, rejects):
     before = state(running_scheduler)
     with rejects("`generator`", "3", "2 samples"):

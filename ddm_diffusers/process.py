@@ -364,3 +364,24 @@ class DecoupledProcess:
         """
         eps_scale, std = self.bridge_scales(s, t, eta, churn)
         return add_scaled(self.image(x_0, coefficients, s), eps_scale, eps), broadcast_time(std, x_0)
+
+    def reverse(
+        self,
+        x_t: torch.Tensor,
+        x_0: torch.Tensor,
+        coefficients: torch.Tensor | None,
+        s: float,
+        t: float,
+        eta: float = 1.0,
+        churn: float = 1.0,
+    ) -> tuple[torch.Tensor, float]:
+        """
+        [`~DecoupledProcess.posterior`] with the noise that image and coefficients leave in `x_t`, for t > 0:
+        `x_0 + H_s + kept (x_t - x_0 - H_t)`, where `kept` is the factor of `eps` over `sigma_t`. It is linear in `x_t` and in
+        the image with its coefficients.
+        """
+        eps_scale, std = self.bridge_scales(s, t, eta, churn)
+        kept = eps_scale / self.sigma(t)
+        if coefficients is None:  # in two kernels
+            return add_scaled(at_least_float32(x_t) * kept, self.alpha(s) - kept * self.alpha(t), x_0), std
+        return add_scaled(self.image(x_0, coefficients, s), kept, x_t - self.image(x_0, coefficients, t)), std

@@ -232,6 +232,20 @@ def test_churn_is_a_power_of_what_is_kept(noise_schedule, s_t, eta, churn):
     assert kept**2 + std**2 == pytest.approx(sigma_s**2)
 
 
+@given(attenuations, noise_schedules, ordered_times, etas, st.floats(0.1, 10), seeds)
+def test_reverse_is_the_posterior_of_the_noise_that_is_left(attenuation, noise_schedule, s_t, eta, churn, seed):
+    s, t = s_t
+    process = DecoupledProcess(attenuation, noise_schedule)
+    x_0, k, eps = draw_images(seed)
+    coefficients = process.coefficients(x_0, k)
+    x_t = process.marginal(x_0, coefficients, eps, t)
+    expected, expected_std = process.posterior(x_0, coefficients, eps, s, t, eta, churn)
+    for each in [coefficients, None] if attenuation == "constant" else [coefficients]:
+        mean, std = process.reverse(x_t, x_0, each, s, t, eta, churn)
+        torch.testing.assert_close(mean, expected, rtol=0, atol=1e-12)
+        assert std == expected_std
+
+
 @given(attenuations, noise_schedules, st.floats(0.001, 1), seeds)
 def test_clean_inverts_marginal(attenuation, noise_schedule, t, seed):
     x_0, k, eps = draw_images(seed)

@@ -400,12 +400,13 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             else:  # nothing else is in it
                 noise = x_t
         if self.config.solver_order > 1:
-            x_0, coefficients, noise = self._extrapolate(x_0, coefficients, x_t, t, s)
-
-        prev_sample, std = self.process.posterior(x_0, coefficients, noise, s, t, *self._stochasticity)
+            x_t, x_0, coefficients = self._extrapolate(x_0, coefficients, x_t, t, s)
+            prev_sample, std = self.process.reverse(x_t, x_0, coefficients, s, t, *self._stochasticity)
+        else:
+            prev_sample, std = self.process.posterior(x_0, coefficients, noise, s, t, *self._stochasticity)
         if std > 0:
             fresh_noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
-            prev_sample = torch.add(prev_sample, fresh_noise, alpha=std)
+            prev_sample.add_(fresh_noise, alpha=std)
         if self._scales is not None and s > 0:
             prev_sample = prev_sample * (next_b / self.process.sigma(s))
 
@@ -444,10 +445,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
 
     def _extrapolate(
         self, x_0: torch.Tensor, coefficients: torch.Tensor | None, x_t: torch.Tensor, t: float, s: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
-        The clean sample and the coefficients extrapolated from the last evaluations, as many as there are up to the
-        order of the solver, and the noise that belongs to them in `x_t`.
+        `x_t`, corrected by what the model has told since, and the clean sample and the coefficients extrapolated from the
+        last evaluations, as many as there are up to the order of the solver.
         """
         self._estimates = [(t, x_0, coefficients), *self._estimates][: self.config.solver_order]
         if self._last_step is not None:
@@ -455,7 +456,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         x_0, coefficients = self._mean_estimate(s, t, *self._stochasticity)
         if self.config.corrector and self.config.extrapolation == "time":
             self._last_step = (t, x_0, coefficients, self._stochasticity)
-        return x_0, coefficients, self.process.noise(x_t, x_0, coefficients, t)
+        return x_t, x_0, coefficients
 
     @property
     def _stochasticity(self) -> tuple[float, float]:
@@ -483,8 +484,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         x_0, coefficients = self._mean_estimate(t, start, *stochasticity)
         x_0 = x_0 - used_x_0
         coefficients = None if coefficients is None else coefficients - used_coefficients
-        noise = self.process.noise(torch.zeros_like(x_0), x_0, coefficients, start)
-        change, _ = self.process.posterior(x_0, coefficients, noise, t, start, *stochasticity)
+        change, _ = self.process.reverse(torch.zeros_like(x_0), x_0, coefficients, t, start, *stochasticity)
         return x_t + change
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:

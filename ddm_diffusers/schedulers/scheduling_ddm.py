@@ -508,8 +508,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             hint = ""
             if quantities > 1 and model_output.shape == sample.shape:
                 hint = (
-                    " A model that predicts one quantity, such as DDPM's, needs the scheduler"
-                    " `DDMScheduler.from_config(pipe.scheduler.config)`, made from its own."
+                    " A model that predicts one quantity, such as DDPM's, needs `DDMScheduler.from_config(config)` with"
+                    " the config of the scheduler that it was trained with."
                 )
             raise ValueError(
                 f"`model_output` has the shape {tuple(model_output.shape)}, but with"

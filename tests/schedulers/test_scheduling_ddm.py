@@ -824,7 +824,7 @@ def test_wrong_channels_change_nothing(channels, running_scheduler, rejects):
 
 
 def test_a_model_of_another_process_is_told_of_from_config(running_scheduler, rejects):
-    with rejects("`model_output`", "(2, 3)", "DDMScheduler.from_config(pipe.scheduler.config)"):
+    with rejects("`model_output`", "(2, 3)", "`DDMScheduler.from_config(config)`", "trained with"):
         running_scheduler.step(draw(2, 3), 750.0, draw(2, 3))
 
 

@@ -377,11 +377,27 @@ class DecoupledProcess:
     ) -> tuple[torch.Tensor, float]:
         """
         [`~DecoupledProcess.posterior`] with the noise that image and coefficients leave in `x_t`, for t > 0:
-        `x_0 + H_s + kept (x_t - x_0 - H_t)`, where `kept` is the factor of `eps` over `sigma_t`. It is linear in `x_t` and in
-        the image with its coefficients.
+        `x_0 + H_s + kept (x_t - x_0 - H_t)`, where `kept` is the factor of `eps` over `sigma_t`.
         """
         eps_scale, std = self.bridge_scales(s, t, eta, churn)
-        kept = eps_scale / self.sigma(t)
-        if coefficients is None:  # in two kernels
-            return add_scaled(at_least_float32(x_t) * kept, self.alpha(s) - kept * self.alpha(t), x_0), std
-        return add_scaled(self.image(x_0, coefficients, s), kept, x_t - self.image(x_0, coefficients, t)), std
+        shrunk = at_least_float32(x_t) * (eps_scale / self.sigma(t))
+        return self.correct(shrunk, x_0, coefficients, s, t, eta, churn), std
+
+    def correct(
+        self,
+        x_s: torch.Tensor,
+        x_0: torch.Tensor,
+        coefficients: torch.Tensor | None,
+        s: float,
+        t: float,
+        eta: float = 1.0,
+        churn: float = 1.0,
+    ) -> torch.Tensor:
+        """
+        What [`~DecoupledProcess.reverse`] would have returned instead of `x_s`, from the same `x_t` and with the same fresh
+        noise, for an image and coefficients that differ by these: `x_s + x_0 + H_s - kept (x_0 + H_t)`.
+        """
+        kept = self.bridge_scales(s, t, eta, churn)[0] / self.sigma(t)
+        if coefficients is None:  # in one kernel
+            return add_scaled(x_s, self.alpha(s) - kept * self.alpha(t), x_0)
+        return add_scaled(x_s + self.image(x_0, coefficients, s), -kept, self.image(x_0, coefficients, t))

@@ -244,6 +244,10 @@ def test_reverse_is_the_posterior_of_the_noise_that_is_left(attenuation, noise_s
         mean, std = process.reverse(x_t, x_0, each, s, t, eta, churn)
         torch.testing.assert_close(mean, expected, rtol=0, atol=1e-12)
         assert std == expected_std
+        twice = None if each is None else 2 * each
+        changed, _ = process.reverse(x_t, 2 * x_0, twice, s, t, eta, churn)
+        corrected = process.correct(mean, x_0, each, s, t, eta, churn)
+        torch.testing.assert_close(corrected, changed, rtol=0, atol=1e-12)
 
 
 @given(attenuations, noise_schedules, st.floats(0.001, 1), seeds)

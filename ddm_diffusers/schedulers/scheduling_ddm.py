@@ -484,8 +484,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         x_0, coefficients = self._mean_estimate(t, start, *stochasticity)
         x_0 = x_0 - used_x_0
         coefficients = None if coefficients is None else coefficients - used_coefficients
-        change, _ = self.process.reverse(torch.zeros_like(x_0), x_0, coefficients, t, start, *stochasticity)
-        return x_t + change
+        return self.process.correct(x_t, x_0, coefficients, t, start, *stochasticity)
 
     def _index_of(self, timestep: float | torch.Tensor) -> int:
         timestep, timesteps = float(timestep), self.timesteps.tolist()

@@ -39,7 +39,7 @@ from ddm_diffusers import DDMScheduler
 
 EVALUATIONS = (5, 10, 20)
 MODELS = (*samplers.DATASETS, "trained")
-# The default's distance above the floor is to be at most this multiple of the best peer's
+# What a setting's distance above the floor is to be at most, as a multiple of the best peer's
 TO_REACH = {
     **{dataset: {5: 0.4, 10: 0.3} for dataset in samplers.DATASETS},
     "trained": {5: 0.6, 10: 1.0, 20: 1.0},
@@ -64,8 +64,10 @@ def swapped(name, **options):
 
 SWAPPED = [
     swapped("default"),
+    swapped("churn 1", churn=1.0),
     swapped("eta 0", eta=0.0),
     swapped("order 3, eta 0", eta=0.0, solver_order=3),
+    swapped("order 3, eta 0, shift 0.6", eta=0.0, solver_order=3, shift=0.6),
     swapped("paper", **training.PAPER),
 ]
 # those of diffusers' schedulers that are handed the very same model
@@ -120,16 +122,24 @@ def trained_table(args):
 
 # --------------------------------------------------------------------------------------------------------------- report
 def comparisons(model, table, floor):
-    """The default beside the best peer and DDIM, at each number of evaluations, by the distances above the floor."""
+    """Each of our settings beside the best peer and DDIM, at each number of evaluations, by distances above the floor."""
     found = []
-    for n, ours in sorted(table.get(DEFAULT, {}).items()):
+    ours_at = [(n, name) for name, line in table.items() if name.startswith(training.OURS) for n in line]
+    for n, name_of_ours in sorted(ours_at, key=lambda key: key[0]):
+        ours = table[name_of_ours][n]
         peers = {name: line[n]["distance"] for name, line in table.items() if n in line}
         peers = {name: distance for name, distance in peers.items() if not name.startswith(training.OURS)}
         if not peers:
             continue
         peer = min(peers, key=peers.get)
         excess, peer_excess = ours["distance"] - floor, peers[peer] - floor
-        entry = {"model": model, "evaluations": n, "distance": ours["distance"], "floor": floor}
+        entry = {
+            "model": model,
+            "evaluations": n,
+            "setting": name_of_ours,
+            "distance": ours["distance"],
+            "floor": floor,
+        }
         entry |= {"peer": peer, "peer_setting": table[peer][n]["setting"], "peer_distance": peers[peer]}
         # at the floor there is nothing left to compare
         entry["ratio"] = excess / peer_excess if peer_excess > 0 else None
@@ -158,8 +168,8 @@ def report(tables, floors, args):
         target = "" if entry["to_reach"] is None else f" (to reach: {entry['to_reach']:.2f}{verdict})"
         ddim = {True: "", False: "; worse than DDIM"}[entry.get("better_than_ddim", True)]
         print(
-            f"{entry['model']} at {entry['evaluations']}: {entry['distance']:.4g}, best peer {entry['peer_distance']:.4g}"
-            f" ({entry['peer']}: {entry['peer_setting']}), floor {entry['floor']:.4g}, above the floor: {ratio}{target}{ddim}"
+            f"{entry['model']} at {entry['evaluations']}, {entry['setting']}: {entry['distance']:.4g}, best peer"
+            f" {entry['peer_distance']:.4g} ({entry['peer']}: {entry['peer_setting']}), floor {entry['floor']:.4g}, above the floor: {ratio}{target}{ddim}"
         )
     content = {
         "date": date.today().isoformat(),

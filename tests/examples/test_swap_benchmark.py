@@ -63,13 +63,16 @@ def test_what_is_compared_is_the_distance_above_the_floor(swap):
         "UniPC": line(6.0, 3.0, 1.9),
     }
     found = swap.comparisons("trained", table, floor=2.0)
-    assert [(e["evaluations"], e["peer"], e["ratio"]) for e in found] == [
-        (5, "UniPC", pytest.approx(0.5)),
-        (10, "DDIM", pytest.approx(1.25)),
-        (20, "UniPC", None),  # which is at the floor
+    assert [(e["evaluations"], e["setting"], e["peer"], e["ratio"]) for e in found] == [
+        (5, swap.DEFAULT, "UniPC", pytest.approx(0.5)),
+        (5, "DDM, eta 0", "UniPC", pytest.approx(0.025)),
+        (10, swap.DEFAULT, "DDIM", pytest.approx(1.25)),
+        (10, "DDM, eta 0", "DDIM", pytest.approx(0.25)),
+        (20, swap.DEFAULT, "UniPC", None),  # which is at the floor
+        (20, "DDM, eta 0", "UniPC", None),
     ]
-    assert [e.get("reached") for e in found] == [True, False, None]
-    assert [e["better_than_ddim"] for e in found] == [True, False, True]
+    assert [e.get("reached") for e in found] == [True, True, False, True, None, None]
+    assert [e["better_than_ddim"] for e in found] == [True, True, False, True, True, True]
 
 
 def test_a_run_resumes(swap, mixture, tmp_path, monkeypatch, capsys):

@@ -48,7 +48,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
     is continuous: `timesteps` are floats, `t * num_train_timesteps` with t in (0, 1]. Samples may have any rank of 2
     or more, `(batch_size, channels, ...)`.
 
-    The defaults are what measured best at 5 and 10 steps on trained models (docs/benchmarks.md). The paper's sampler is
+    The defaults are a compromise between trained models and exact ones. On the trained models that were measured,
+    `shift=2.0, clip_sample=False` is better still, at 5 steps above all (docs/benchmarks.md). The paper's sampler is
     `DDMScheduler(solver_order=1, eta=1.0, time_grid="uniform")`.
 
     Args:
@@ -97,8 +98,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         shift (`float`, defaults to 1.0):
             What `sigma_t / alpha_t` is multiplied with at all times of the grid, as in
             [`~diffusers.FlowMatchEulerDiscreteScheduler`]: above 1 there are more steps at much noise. 2 is
-            better at 5 steps on the trained models that were measured, and 0.6 with `eta=0.0` on a perfect one. For
-            `"flow_prediction"` models the other options of that scheduler are taken from a config of it as well.
+            better at 5 steps on the trained models that were measured, and 0.6 with `eta=0.0` on a perfect one. That of
+            a `"flow_prediction"` model comes from its config, with the other options of that scheduler.
 
     Raises:
         ValueError: an argument has a value that is not accepted or contradicts another one.

@@ -12,8 +12,8 @@ white noise stays white noise): that costs a quarter. The distance is Frechet's,
 trained on the same data, between the samples and the 10,000 test images; as many training images score the floor.
 
 Each model runs with every sampler that suits it, `DDMScheduler` swapped in (`from_config`) among them, on
-`--num_screening_samples` at 5, 10 and 20 evaluations. Of diffusers' samplers the best of each model at each number of
-evaluations then runs on `--num_samples` (half of them at more than 10 evaluations and for the models that are not
+`--num_screening_samples` at 5, 10 and 20 evaluations, the first of those reported. Of diffusers' samplers the best of each
+model, at the nearest of these numbers, then runs on `--num_samples` (half of them at more than 10 evaluations and for the models that are not
 headline rows), with all seeds, and of ours the default and, for DDM, the best. `--samplers` names some instead. Results are
 one JSON file per model and seed under `--output_dir`, so that several processes can share the work (`--methods`,
 `--seeds`).
@@ -393,7 +393,7 @@ class Rows:
 
 
 def evaluate(name, seed, metric, args, folder):
-    """Fill the rows of one model. Its samplers are chosen on the first seed and on other samples than those reported."""
+    """Fill the rows of one model. Its samplers are chosen on the first of the samples of the first seed."""
     method, rows = METHODS[name], Rows(name, seed, metric, folder, args.compile)
     screened = rows if seed == args.seeds[0] else Rows(name, args.seeds[0], metric, folder, args.compile)
     for nfe in sorted(args.nfes, key=lambda nfe: (nfe not in args.screening_nfes, nfe)):

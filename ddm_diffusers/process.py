@@ -395,7 +395,8 @@ class DecoupledProcess:
     ) -> torch.Tensor:
         """
         What [`~DecoupledProcess.reverse`] would have returned instead of `x_s`, from the same `x_t` and with the same fresh
-        noise, for an image and coefficients that differ by these: `x_s + x_0 + H_s - kept (x_0 + H_t)`.
+        noise, for an image and coefficients that differ by these: `x_s + x_0 + H_s - kept (x_0 + H_t)`. All tensors are of the
+        shapes that `reverse` takes, the result in float32 or better.
         """
         kept = self.bridge_scales(s, t, eta, churn)[0] / self.sigma(t)
         if coefficients is None:  # in one kernel

@@ -169,7 +169,8 @@ def report(tables, floors, args):
         ddim = {True: "", False: "; worse than DDIM"}[entry.get("better_than_ddim", True)]
         print(
             f"{entry['model']} at {entry['evaluations']}, {entry['setting']}: {entry['distance']:.4g}, best peer"
-            f" {entry['peer_distance']:.4g} ({entry['peer']}: {entry['peer_setting']}), floor {entry['floor']:.4g}, above the floor: {ratio}{target}{ddim}"
+            f" {entry['peer_distance']:.4g} ({entry['peer']}: {entry['peer_setting']}), floor {entry['floor']:.4g}, above the"
+            f" floor: {ratio}{target}{ddim}"
         )
     content = {
         "date": date.today().isoformat(),

@@ -13,10 +13,10 @@ trained on the same data, between the samples and the 10,000 test images; as man
 
 Each model runs with every sampler that suits it, `DDMScheduler` swapped in (`from_config`) among them, on
 `--num_screening_samples` at 5, 10 and 20 evaluations, the first of those reported. Of diffusers' samplers the best of each
-model, at the nearest of these numbers, then runs on `--num_samples` (half of them at more than 10 evaluations and for the models that are not
-headline rows), with all seeds, and of ours the default and, for DDM, the best. `--samplers` names some instead. Results are
-one JSON file per model and seed under `--output_dir`, so that several processes can share the work (`--methods`,
-`--seeds`).
+model, at the nearest of these numbers, then runs on `--num_samples` (half of them at more than 10 evaluations and for the
+models that are not headline rows), with all seeds, and of ours the default and, for DDM, the best. `--samplers` names some
+instead. Results are one JSON file per model and seed under `--output_dir`, so that several processes can share the work
+(`--methods`, `--seeds`).
 """
 
 import argparse

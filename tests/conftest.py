@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from hypothesis import settings
+from stock_parts import TINY_UNET
 
 from ddm_diffusers import DDMUNet2DModel
 
@@ -22,18 +23,6 @@ torch.set_num_threads(1)
 settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-# Two resolutions, attention, two residual blocks each way: every kind of part that a UNet has, in a few thousand weights.
-TINY_UNET = {
-    "sample_size": 8,
-    "in_channels": 3,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "attention_head_dim": 4,
-    "norm_num_groups": 4,
-}
 
 
 @pytest.fixture

@@ -11,6 +11,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 NUM_STEPS = 10
 
+# Two resolutions, attention, two residual blocks each way: every kind of part that a UNet has, in a few thousand weights.
+TINY_UNET = {
+    "sample_size": 8,
+    "in_channels": 3,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+}
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "training.md"
 FOLDER = ROOT / "examples" / "accelerate_configs"
 SCRIPT = ROOT / "examples" / "train_ddm.py"

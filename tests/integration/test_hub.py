@@ -19,7 +19,7 @@ from hub_server import HubServer, client_environment
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from stock_parts import perturb, seeded, tiny_conditional_unet, tiny_text_parts, tiny_vae
+from stock_parts import TINY_UNET, perturb, seeded, tiny_conditional_unet, tiny_text_parts, tiny_vae
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DConditionModel
 from ddm_diffusers.model_card import is_generated_card, write_model_card
@@ -96,8 +96,6 @@ def client(server, tmp_path):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A class-conditional pipeline in a folder."""
-    from conftest import TINY_UNET
-
     from ddm_diffusers import DDMUNet2DModel
 
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from ddm_diffusers import DDMPipeline, DDMScheduler
 
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "evaluate.py"
 
 EXTRACTORS = '''
 import torch

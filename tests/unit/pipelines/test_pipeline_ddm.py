@@ -385,7 +385,7 @@ def test_save_and_load(attenuation, with_vae, pipeline, tiny_vae, own_memory, tm
     )
     pipe.save_pretrained(tmp_path)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    # besides configs, the model card and the modules that load the classes, whose tests are in tests/test_hub.py
+    # besides configs, the model card and the modules that load the classes, whose tests are in tests/integration/test_hub.py
     weights = [name for name in files if not name.endswith((".json", ".md", ".py"))]
     assert weights and all(name.endswith(".safetensors") for name in weights)
     assert component_names(tmp_path) == {

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import diffusers
 import pytest
 import torch
-from conftest import TINY_UNET
 from diffusers.models.embeddings import GaussianFourierProjection, Timesteps
-from stock_parts import draw, perturb, tiny_conditional_unet, tiny_dit
+from stock_parts import TINY_UNET, draw, perturb, tiny_conditional_unet, tiny_dit
 
 from ddm_diffusers import DDMDiTTransformer2DModel, DDMScheduler, DDMUNet2DConditionModel, DDMUNet2DModel
 from ddm_diffusers.models.preconditioning import precondition

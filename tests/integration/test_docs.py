@@ -21,7 +21,7 @@ from stock_parts import tiny_conditional_unet, tiny_text_parts, tiny_vae
 from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMScheduler, DDMUNet2DConditionModel
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 

@@ -27,7 +27,7 @@ from scipy.stats import multivariate_normal
 from ddm_diffusers import DDMScheduler
 
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "benchmarks" / "samplers.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "benchmarks" / "samplers.py"
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[-1.0, 0.5], [0.8, 0.7], [0.2, -1.2]])

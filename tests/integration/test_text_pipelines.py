@@ -351,7 +351,7 @@ def test_autocast():
     pipe, arguments, _ = text_to_image()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         images = draw_images(pipe, arguments)
-    # some 30 layers round, as in tests/models; a wrong scale or time changes images by far more
+    # some 30 layers round, as in tests/unit/models; a wrong scale or time changes images by far more
     assert 0 < np.abs(images - expected_images()).max() < 16 * torch.finfo(torch.bfloat16).eps
 
 

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMUNet2DModel
 
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_ddm.py"
+SCRIPT = Path(__file__).parents[3] / "examples" / "train_ddm.py"
 
 # A network that is seen to learn within half a minute
 SMALL = ["--block_out_channels", "16", "32", "--logging_dir", "logs"]

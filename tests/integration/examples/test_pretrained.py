@@ -12,7 +12,7 @@ from ddm_diffusers import DDMPipeline
 from ddm_diffusers.model_card import is_generated_card
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 FOLDER = EXAMPLES / "pretrained" / "ddm-fashion-mnist"
 
 

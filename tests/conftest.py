@@ -4,9 +4,21 @@
 import importlib
 import os
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from hub_server import client_environment
+from processes import hub
+
+
+# The Hub of the tests, before its client is imported and reads where that is. No test needs the network.
+CACHE = tempfile.TemporaryDirectory(prefix="ddm-tests-")
+ENVIRONMENT = client_environment(hub(), CACHE.name)
+os.environ.clear()
+os.environ.update(ENVIRONMENT)
+
+# isort: split
 import diffusers
 import pytest
 import torch

@@ -7,7 +7,7 @@ A Hugging Face Hub for tests: on loopback, in memory, and it speaks the protocol
         assert "config.json" in server.files("user/tiny")
 
 The client reads its settings when it is imported, so clients run in processes of their own, in the environment that
-`client_environment` makes. It sets `HF_HUB_DISABLE_XET`: with `hf_xet` installed, the client uploads through Xet
+`client_environment` makes (or in those of `processes.py`, where it is made before the import). It sets `HF_HUB_DISABLE_XET`: with `hf_xet` installed, the client uploads through Xet
 whatever the server says; without, and as this server never announces Xet, it uses plain LFS.
 
 As on the real Hub, LFS files are kept by a second server, the storage, which asks for a signed URL and not for a token.
@@ -117,6 +117,8 @@ class HubServer:
             wrong token is refused even where none is needed, as by the real Hub.
         user (`str`, defaults to `"user"`):
             The name of the user that the token belongs to.
+        port (`int`, *optional*):
+            Where the Hub listens. Default: a free port.
 
     Attributes:
         endpoint (`str`): The address for `HF_ENDPOINT`.
@@ -125,12 +127,13 @@ class HubServer:
             `/api/agent-harnesses`, which the client asks once a day to learn who runs it.
     """
 
-    def __init__(self, token: str | None = None, user: str = "user"):
+    def __init__(self, token: str | None = None, user: str = "user", port: int = 0):
         self.token, self.user = token, user
         self.requests: list[tuple[str, str]] = []
         self.repositories: dict[str, Repository] = {}
         self.lock, self.stopping = threading.RLock(), threading.Event()
-        self._faults, self._servers, self._ports = [], [], [0, 0]
+        self._faults, self._servers, self._ports = [], [], [port, 0]
+        self.endpoint = f"http://127.0.0.1:{port}"
 
     def start(self):
         """Serve. Returns when connections are accepted."""

@@ -1,16 +1,21 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-Runs of the example scripts in processes of their own, to be watched, signalled and killed.
+Processes that tests watch, signal and kill: runs of the example scripts, and code of a user.
 
     run = start("train_ddm.py", "--max_train_steps", 10, cwd=folder)
     run.until(lambda: (folder / "ddm-model" / "checkpoint-5").exists())
     run.kill()
 
-A run of a tiny model takes less time than its imports do. So these processes are forked from one that has imported
-everything and done nothing else, and from there on run the script as `python examples/train_ddm.py` does.
+A fresh interpreter spends six seconds on importing torch and diffusers. So these processes are forked from one that has
+imported all libraries, and nothing of this package. From there on they run as `python examples/train_ddm.py` does.
+`start_command` starts a fresh interpreter, for tests that need one.
+
+In all of them the Hugging Face Hub is at the address of `hub()`, and its cache is the folder `cache` of the working
+directory.
 """
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import runpy
@@ -20,26 +25,80 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
-import torch
+from hub_server import HubServer, client_environment
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TIMEOUT = 600.0  # in seconds; a busy machine may take a minute for the imports alone
 
-# `FORKED.Process(target=..., args=...)` is a process of this kind for a function instead of a script.
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(
     [
-        "ddm_diffusers.training",
-        "ddm_diffusers.pipelines",
+        "accelerate",
+        "datasets",
+        "diffusers.models.auto_model",
+        "diffusers.models.autoencoders.autoencoder_kl",
+        "diffusers.models.unets.unet_2d_condition",
+        "diffusers.optimization",
+        "diffusers.pipelines.ddpm.pipeline_ddpm",
+        "diffusers.pipelines.pipeline_utils",
+        "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+        "diffusers.schedulers.scheduling_flow_match_euler_discrete",
+        "diffusers.training_utils",
         "sklearn.datasets",
-        "torch.utils.tensorboard",
         "torch.distributed.tensor",
+        "torch.utils.tensorboard",
         "torchmetrics.image.fid",
+        "transformers",
     ]
 )
+
+
+def _free_port(taken: int | None = None) -> int:
+    """
+    None of those that the system hands out, nor of those that tests in other processes take, so that it is still free when
+    the first process listens.
+    """
+    first = 10_000 + 50 * (os.getpid() % 400)
+    for port in range(first, first + 50):
+        if port != taken:
+            with socket.socket() as free, contextlib.suppress(OSError):
+                free.bind(("127.0.0.1", port))
+                return port
+    raise OSError("no port is free")
+
+
+HUB_PORT = _free_port()
+
+
+def hub(token: str | None = "hf_test") -> HubServer:
+    """The Hub of the processes. Give them `HF_TOKEN` in their environment."""
+    return HubServer(token=token, port=HUB_PORT)
+
+
+def fork(target: Callable, *args) -> multiprocessing.process.BaseProcess:
+    """Start a function of a test in a process of this kind, which imports the file that the function is in."""
+    before = dict(os.environ)
+    try:  # the client of the Hub reads its settings when it is imported
+        os.environ.clear()
+        os.environ.update(client_environment(hub(), "cache"))
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    process = _FORKED.Process(target=_call, args=(target.__code__.co_filename, target.__name__, args))
+    process.start()
+    return process
+
+
+def _call(path: str, name: str, args: tuple) -> None:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    getattr(module, name)(*args)
 
 
 def until(condition: Callable[[], bool], running: Callable[[], bool], timeout: float = TIMEOUT) -> bool:
@@ -53,9 +112,13 @@ def until(condition: Callable[[], bool], running: Callable[[], bool], timeout: f
     return True
 
 
-def _run_script(script: str, arguments: list[str], cwd: str, environment: dict[str, str], output: str) -> None:
+def _set_up(cwd: str, environment: dict[str, str], output: str) -> None:
+    import torch
+    from diffusers.utils import dynamic_modules_utils
+
     os.setsid()  # a process group, as a terminal and a cluster signal it
     os.chdir(cwd)
+    dynamic_modules_utils.HF_MODULES_CACHE = os.path.abspath("cache/modules")  # it takes no relative path
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
@@ -63,9 +126,19 @@ def _run_script(script: str, arguments: list[str], cwd: str, environment: dict[s
     # the loaders of the data are started as the platform does it, not like this process
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     torch.set_num_threads(1)
+
+
+def _run_script(script: str, arguments: list[str], *set_up) -> None:
+    _set_up(*set_up)
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(EXAMPLES))
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
+def _run_code(code: str, arguments: list[str], *set_up) -> None:
+    _set_up(*set_up)
+    sys.argv = ["-c", *arguments]
+    exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
 
 
 class Run:
@@ -110,10 +183,9 @@ class Run:
 
 
 class ForkedRun(Run):
-    def __init__(self, script: str, arguments: list[str], cwd: Path, environment: dict[str, str], output: Path):
+    def __init__(self, target: Callable, what: str, arguments: tuple, cwd: Path, environment: dict, output: Path):
         super().__init__(output)
-        self.process = FORKED.Process(target=_run_script, args=(script, arguments, str(cwd), environment, str(output)))
-        self.process.start()
+        self.process = fork(target, what, list(map(str, arguments)), str(cwd), environment, str(output))
 
     def exit_code(self, timeout: float = 0.0) -> int | None:
         self.process.join(timeout)
@@ -139,7 +211,12 @@ class CommandRun(Run):
 
 def start(script: str, *arguments, cwd: Path, output: str = "output.txt", **environment: str) -> Run:
     """Start a script; further keywords are variables of its environment."""
-    return ForkedRun(script, list(map(str, arguments)), cwd, environment, cwd / output)
+    return ForkedRun(_run_script, script, arguments, cwd, environment, cwd / output)
+
+
+def start_code(code: str, *arguments, cwd: Path, **environment: str) -> Run:
+    """Start what `python -c code` runs; further keywords are variables of its environment."""
+    return ForkedRun(_run_code, code, arguments, cwd, environment, cwd / "output.txt")
 
 
 def start_command(*command, cwd: Path, environment: dict[str, str] | None = None) -> Run:
@@ -148,22 +225,9 @@ def start_command(*command, cwd: Path, environment: dict[str, str] | None = None
     return CommandRun([sys.executable, *map(str, command)], cwd, environment, cwd / "output.txt")
 
 
-def _free_port() -> int:
-    """
-    None of those that the system hands out, nor of those that tests in other processes take, so that it is still free when
-    the first process listens.
-    """
-    first = 10_000 + 50 * (os.getpid() % 400)
-    for port in range(first, first + 50):
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no port is free")
-
-
 def start_distributed(script: str, *arguments, cwd: Path, num_processes: int = 2, **environment: str) -> list[Run]:
     """Start a script in processes that know of each other as those of `torchrun` do."""
-    port = _free_port()
+    port = _free_port(taken=HUB_PORT)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
     shared |= {"LOCAL_WORLD_SIZE": str(num_processes), "ACCELERATE_USE_CPU": "true", **environment}
     return [

@@ -8,14 +8,12 @@ import importlib
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from hub_server import HubServer, client_environment
+from processes import hub, start_code
 from stock_parts import tiny_conditional_unet, tiny_text_parts, tiny_vae
 
 from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMScheduler, DDMUNet2DConditionModel
@@ -50,7 +48,7 @@ def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
 
 
 COMMANDS = ("README.md", "evaluation.md", "high-resolution.md", "hub.md", "image-to-image.md", "training.md")
-SLOW_PAGES = ("evaluation.md", "image-to-image.md")  # 20 seconds and more
+SLOW_PAGES = ("evaluation.md",)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +57,13 @@ SLOW_PAGES = ("evaluation.md", "image-to-image.md")  # 20 seconds and more
     ids=lambda page: page.name,
 )
 def test_python_blocks_run(page, saved_pipelines, tmp_path):
-    """In a fresh process, whose Hub is a server on loopback."""
+    """In a process of their own, whose Hub is a server on loopback."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     if page.name != "benchmarks.md":  # figures only
         assert len(blocks) >= 2
-    with HubServer(token="hf_test") as server:
-        environment = client_environment(server, tmp_path / "cache", token="hf_test")
-        result = subprocess.run(
-            [sys.executable, "-c", "\n".join(blocks)], env=environment, capture_output=True, text=True
-        )
-    assert result.returncode == 0, result.stderr[-3000:]
+    with hub():
+        run = start_code("\n".join(blocks), cwd=tmp_path, HF_TOKEN="hf_test")
+        assert run.wait() == 0, run.output[-3000:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

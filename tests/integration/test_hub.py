@@ -1,32 +1,28 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
-Sharing works over HTTP, with the real huggingface_hub client in fresh processes with empty caches, against a Hub on
-loopback that speaks the real protocol: a pipeline that was pushed loads in each of the documented ways with the same
+Sharing works over HTTP, with the real huggingface_hub client in processes with empty caches that have not imported the
+package, against a Hub on loopback that speaks the real protocol: a pipeline that was pushed loads in each of the documented ways with the same
 output; pushes and downloads that fail lose nothing; what a hostile repository names is never run.
 """
 
 import json
 import shutil
-import subprocess
-import sys
 import textwrap
 
 import diffusers
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer, client_environment
+from hub_server import client_environment
 from huggingface_hub import ModelCard
 from PIL import Image
+from processes import hub, start_code, start_command
 from safetensors.torch import load_file
 from stock_parts import TINY_UNET, perturb, seeded, tiny_conditional_unet, tiny_text_parts, tiny_vae
 
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DConditionModel
 from ddm_diffusers.model_card import is_generated_card, write_model_card
 
-
-# Each client is a process that imports everything anew, which takes seconds.
-slow = pytest.mark.slow
 
 TOKEN = "hf_test"
 REPO = "user/tiny"
@@ -56,33 +52,34 @@ class Client:
         self.server, self.folder, self.token = server, folder, token
         self.output = folder / "output.npy"
 
-    def run(self, code, repo=REPO, **environment):
-        """Run code in a fresh process."""
-        return subprocess.run(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(code), repo, str(self.output)],
-            cwd=self.folder,
-            env=client_environment(self.server, self.folder / "cache", token=self.token, **environment),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+    def run(self, code, repo=REPO, fresh=False, **environment):
+        """Run code in a process; fresh is one that has imported nothing, and that reads its environment anew."""
+        code = PRELUDE + textwrap.dedent(code)
+        if fresh:
+            environment = client_environment(self.server, self.folder / "cache", token=self.token, **environment)
+            run = start_command("-c", code, repo, self.output, cwd=self.folder, environment=environment)
+        else:
+            token = {} if self.token is None else {"HF_TOKEN": self.token}
+            run = start_code(code, repo, self.output, cwd=self.folder, **token)
+        run.wait()
+        return run
 
-    def images(self, code, repo=REPO, **environment):
+    def images(self, code, repo=REPO, **options):
         """Run code that ends in `draw(pipe)`; what it drew."""
-        result = self.run(code, repo, **environment)
-        assert result.returncode == 0, result.stderr[-3000:]
+        run = self.run(code, repo, **options)
+        assert run.exit_code() == 0, run.output[-3000:]
         return np.load(self.output)
 
-    def error(self, code, repo=REPO, **environment):
+    def error(self, code, repo=REPO, **options):
         """Run code that fails; the last lines of its traceback."""
-        result = self.run(code, repo, **environment)
-        assert result.returncode != 0, "the code did not fail"
-        return result.stderr[result.stderr.rindex("Traceback") :]
+        run = self.run(code, repo, **options)
+        assert run.exit_code() != 0, "the code did not fail"
+        return run.output[run.output.rindex("Traceback") :]
 
 
 @pytest.fixture(scope="module")
 def server():
-    with HubServer(token=TOKEN) as server:
+    with hub(TOKEN) as server:
         yield server
 
 
@@ -146,12 +143,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", [*WAYS][:3] + [pytest.param(way, marks=slow) for way in [*WAYS][3:]])
+@pytest.mark.parametrize("way", WAYS)
 def test_each_way_to_load(way, client, pushed):
-    assert np.array_equal(client.images(WAYS[way]), pushed)
+    # once with a fresh interpreter, as diffusers knows what was imported before
+    assert np.array_equal(client.images(WAYS[way], fresh=way == "DiffusionPipeline"), pushed)
 
 
-@slow
 def test_variants_and_dtypes(client, pushed):
     images = client.images(
         """
@@ -169,7 +166,7 @@ def test_variants_and_dtypes(client, pushed):
     assert "variant=missing" in client.error(LOAD.replace("(repo)", "(repo, variant='missing')"))
 
 
-@slow
+@pytest.mark.slow
 def test_a_second_load_comes_from_the_cache(client, pushed, server):
     client.images(LOAD)
     before = len(server.requests)
@@ -177,13 +174,12 @@ def test_a_second_load_comes_from_the_cache(client, pushed, server):
     assert not [path for method, path in server.requests[before:] if method == "GET" and "/api/" not in path]
     server.stop()
     try:
-        assert np.array_equal(client.images(LOAD, HF_HUB_OFFLINE="1"), pushed)
+        assert np.array_equal(client.images(LOAD, fresh=True, HF_HUB_OFFLINE="1"), pushed)
         assert np.array_equal(client.images(LOAD.replace("(repo)", "(repo, local_files_only=True)")), pushed)
     finally:
         server.start()
 
 
-@slow
 def test_a_stock_pipeline_with_our_parts(server, tmp_path, client):
     author = Client(server, tmp_path, token=TOKEN)
     expected = author.images(
@@ -209,7 +205,6 @@ def test_a_stock_pipeline_with_our_parts(server, tmp_path, client):
     assert "trust_remote_code=True" in client.error(load.format(""), repo="user/stock")
 
 
-@slow
 def test_a_text_pipeline_as_one_repository(server, tmp_path, client):
     pipe = diffusers.StableDiffusionPipeline(
         vae=tiny_vae(),
@@ -229,7 +224,7 @@ def test_a_text_pipeline_as_one_repository(server, tmp_path, client):
         StableDiffusionPipeline.from_pretrained("text", safety_checker=None).push_to_hub(repo)
         """
     author = Client(server, tmp_path, token=TOKEN)
-    assert author.run(push, repo="user/text").returncode == 0
+    assert author.run(push, repo="user/text").exit_code() == 0
     load = """
         import ddm_diffusers
         from diffusers import StableDiffusionPipeline
@@ -261,7 +256,6 @@ def test_without_trust_no_code_of_a_repository_runs(client, pushed):
     assert "trust_remote_code=True" in message
 
 
-@slow
 def test_a_release_of_diffusers_that_moved_the_place(client):
     message = client.error(
         """
@@ -274,7 +268,6 @@ def test_a_release_of_diffusers_that_moved_the_place(client):
     assert "ImportError: ddm_diffusers cannot register" in message and "LOADABLE_CLASSES" in message
 
 
-@slow
 @pytest.mark.parametrize(
     "fault", [{"kind": "status", "status": 500}, {"kind": "reset"}, {"kind": "lost"}], ids=lambda fault: fault["kind"]
 )
@@ -287,28 +280,27 @@ def test_a_push_that_fails_and_then_succeeds(fault, server, saved, tmp_path, cli
     assert failing.times == 0
     if fault["kind"] != "lost":  # there the commit was made, and only its answer was lost
         assert set(server.files(repo)) == {".gitattributes"}
-    assert author.run(push, repo=repo).returncode == 0
+    assert author.run(push, repo=repo).exit_code() == 0
     assert server.files(repo)[WEIGHTS] == (saved / WEIGHTS).read_bytes()
-    assert client.run(LOAD, repo=repo).returncode == 0
+    assert client.run(LOAD, repo=repo).exit_code() == 0
 
 
-@slow
 def test_a_push_without_a_token_that_may_write(server, saved, tmp_path):
     author = Client(server, tmp_path, token="hf_wrong")
     push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"
     assert "401" in author.error(push, repo="user/refused")
     assert "user/refused" not in server.repositories
     author.token = TOKEN
-    assert author.run(push, repo="user/refused").returncode == 0
+    assert author.run(push, repo="user/refused").exit_code() == 0
 
 
 @pytest.mark.parametrize(
     ("kind", "way"),
     [
         ("corrupt", "its own class"),
-        pytest.param("corrupt", "DiffusionPipeline", marks=slow),
-        pytest.param("corrupt", "components", marks=slow),
-        pytest.param("truncate", "its own class", marks=slow),
+        ("corrupt", "DiffusionPipeline"),
+        ("corrupt", "components"),
+        pytest.param("truncate", "its own class", marks=pytest.mark.slow),  # the client waits between its attempts
     ],
 )
 def test_damaged_weights(kind, way, server, client, pushed):
@@ -332,7 +324,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", [*HOSTILE][2:] + [pytest.param(what, marks=slow) for what in [*HOSTILE][:2]])
+@pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_components_are_refused(what, server, client, pushed):
     component, message = HOSTILE[what]
     index = {"_class_name": ["evil", "Evil"], "_diffusers_version": "0.42.1", "unet": component}
@@ -356,7 +348,7 @@ def test_our_own_class_runs_no_module_of_a_repository(server, client, pushed):
     assert not (client.folder / "touched").exists()
 
 
-@pytest.mark.parametrize("way", ["its own class", pytest.param("components", marks=slow)])
+@pytest.mark.parametrize("way", ["its own class", "components"])
 def test_pickles_are_refused(way, server, client, pushed):
     files = {name: data for name, data in server.files(REPO).items() if not name.endswith(".safetensors")}
     server.commit("user/pickle", {**files, "unet/diffusion_pytorch_model.bin": b"\x80\x04N."})
@@ -424,8 +416,8 @@ def test_the_card_of_a_training_goes_along(saved, tmp_path, server):
         pipe.save_pretrained("copy")
         DDMPipeline.from_pretrained(repo).push_to_hub(repo)
         """
-    result = author.run(push, repo="user/trained")
-    assert result.returncode == 0, result.stderr[-3000:]
+    run = author.run(push, repo="user/trained")
+    assert run.exit_code() == 0, run.output[-3000:]
     files = server.files("user/trained")
     for card in (files["README.md"].decode(), (tmp_path / "copy" / "README.md").read_text()):
         assert "license: mit" in card and "train it" in card and is_generated_card(card)
@@ -450,11 +442,10 @@ def test_an_edited_model_card_is_never_overwritten(saved, tmp_path, server, monk
     assert card.read_text() == mine
 
 
-@slow
 def test_an_edited_model_card_on_the_hub_is_never_overwritten(server, saved, tmp_path):
     author = Client(server, tmp_path, token=TOKEN)
     push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"
-    assert author.run(push, repo="user/card").returncode == 0
+    assert author.run(push, repo="user/card").exit_code() == 0
     generated = server.files("user/card")["README.md"]
     mine = generated + b"\nMy notes.\n"
     server.commit("user/card", {"README.md": mine, WEIGHTS: None})
@@ -462,7 +453,7 @@ def test_an_edited_model_card_on_the_hub_is_never_overwritten(server, saved, tmp
     failing = server.fail_next("HEAD", r"README\.md$", kind="reset")
     author.error(push, repo="user/card")
     assert failing.times == 0 and server.files("user/card")["README.md"] == mine
-    assert author.run(push, repo="user/card").returncode == 0
+    assert author.run(push, repo="user/card").exit_code() == 0
     assert server.files("user/card")["README.md"] == mine
     assert WEIGHTS in server.files("user/card")
 

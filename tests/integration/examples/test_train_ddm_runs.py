@@ -26,7 +26,7 @@ import pytest
 import torch
 from hub_server import HubServer, client_environment
 from PIL import Image
-from processes import EXAMPLES, FORKED, start, start_command, start_distributed
+from processes import EXAMPLES, fork, start, start_command, start_distributed
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -797,8 +797,7 @@ def test_a_loss_scaler_skips_steps_that_are_not_finite(options, tmp_path):
     arguments = [*options, "--lr_warmup_steps", 0, "--max_train_steps", steps]
 
     def run(*more):
-        process = FORKED.Process(target=train_scaled, args=([*arguments, *more], tmp_path))
-        process.start()
+        process = fork(train_scaled, [*arguments, *more], tmp_path)
         process.join()
         assert process.exitcode == 0
 

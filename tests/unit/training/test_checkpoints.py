@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import FORKED, until
+from processes import fork, until
 from safetensors.torch import load_file
 
 from ddm_diffusers.training import Checkpoints, replace_contents
@@ -90,8 +90,7 @@ def test_a_process_that_is_killed_leaves_whole_checkpoints(tmp_path):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         saver = Saver(folder)
-        process = FORKED.Process(target=save_forever, args=(folder,))
-        process.start()
+        process = fork(save_forever, folder)
         until(lambda found=saver.checkpoints.list: len(found()) >= 2, process.is_alive)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()
@@ -258,9 +257,8 @@ def replace_forever(folder: Path):
 def test_contents_are_never_cut_off(tmp_path):
     moments, interrupted, last = random.Random(0), 0, tmp_path / FILES[-1]
     for _ in range(12):
-        process = FORKED.Process(target=replace_forever, args=(tmp_path,))
+        process = fork(replace_forever, tmp_path)
         before = last.stat().st_mtime_ns if last.exists() else None
-        process.start()
         # on a busy machine it takes a while until it writes
         until(lambda before=before: last.exists() and last.stat().st_mtime_ns != before, process.is_alive)
         time.sleep(moments.uniform(0, 0.05))

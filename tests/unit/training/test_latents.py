@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from processes import FORKED, until
+from processes import fork, until
 from stock_parts import tiny_vae
 
 from ddm_diffusers.training import CachedLatents, ImageTransform, LatentSpace, TrainingBatches, latents
@@ -120,8 +120,7 @@ def encode_slowly(dataset, folder):
 
 def test_caching_that_was_killed_goes_on(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "SHARD_SIZE", 2)
-    process = FORKED.Process(target=encode_slowly, args=(dataset, str(tmp_path)))
-    process.start()
+    process = fork(encode_slowly, dataset, str(tmp_path))
     assert until(lambda: len(list(tmp_path.glob("shard-*.safetensors"))) >= 2, process.is_alive)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

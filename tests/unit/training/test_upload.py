@@ -4,108 +4,99 @@ Uploads of a training run, against a Hub on loopback: they go on while training 
 they fail for good, and never raise or lose a local file.
 """
 
-import subprocess
-import sys
-import textwrap
+import logging
 
 import pytest
-from hub_server import HubServer, client_environment
+from processes import hub
+
+from ddm_diffusers.training import HubUploader
 
 
 TOKEN = "hf_test"
 
-PRELUDE = """
-import logging, sys
-from pathlib import Path
-logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-from ddm_diffusers.training import HubUploader
-folder = Path("pipeline")
-folder.mkdir(exist_ok=True)
-(folder / "model_index.json").write_text("{}")
-"""
-
 
 @pytest.fixture
 def server():
-    with HubServer(token=TOKEN) as server:
+    with hub(TOKEN) as server:
         yield server
 
 
-def run(server, folder, code, token=TOKEN):
-    return subprocess.run(
-        [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
-        cwd=folder,
-        env=client_environment(server, folder / "cache", token=token),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    return folder
 
 
-def test_failures_are_retried_then_reported(server, tmp_path):
+@pytest.fixture
+def log(caplog):
+    """The lines of the log so far."""
+    caplog.set_level(logging.INFO, logger="ddm_diffusers")
+    return lambda: [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+
+
+def test_failures_are_retried_then_reported(server, folder, log):
     failing = server.fail_next("POST", "/commit/", times=2)
     server.fail_next("POST", "/commit/", kind="reset", skip=0)
     forever = server.fail_next("POST", "/repos/create", times=100, skip=2 + 4)
-    result = run(
-        server,
-        tmp_path,
-        """
-        uploader = HubUploader("user/run", retries=3, wait=0.01)
-        assert uploader.repo_id == "user/run"
-        assert uploader.upload(folder, "first").result() is True
-        assert uploader.upload(folder, "second").result() is True
-        assert uploader.upload(folder, "third").result() is False
-        uploader.close()
-        assert (folder / "model_index.json").exists()
-        """,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    uploader = HubUploader("user/run", TOKEN, retries=3, wait=0.01)
+    assert uploader.repo_id == "user/run"
+    assert uploader.upload(folder, "first").result() is True
+    assert uploader.upload(folder, "second").result() is True
+    assert uploader.upload(folder, "third").result() is False
+    uploader.close()
+    assert (folder / "model_index.json").exists()
     assert failing.times == 0 and forever.times == 100 - 4
-    assert result.stderr.count("WARNING The upload of 'first' failed and is tried again") == 3
-    assert "INFO Uploaded 'second' to user/run" in result.stderr
-    assert "ERROR The upload of 'third' to user/run failed after 4 attempts" in result.stderr
+    retried = "WARNING The upload of 'first' failed and is tried again"
+    assert len([line for line in log() if line.startswith(retried)]) == 3
+    assert "INFO Uploaded 'second' to user/run" in log()
+    failed = "ERROR The upload of 'third' to user/run failed after 4 attempts"
+    assert len([line for line in log() if line.startswith(failed)]) == 1
     assert server.files("user/run")["model_index.json"] == b"{}"
 
 
-def test_snapshots_do_not_block_and_do_not_pile_up(server, tmp_path):
-    server.fail_next("POST", "/commit/", kind="delay", seconds=3.0)
-    result = run(
-        server,
-        tmp_path,
-        """
-        uploader = HubUploader("user/run")
-        folders = []
-        for step in (1, 2):
-            with uploader.snapshot(f"step {step}") as folder:
-                (folder / f"{step}.json").write_text("{}")
-                folders.append(folder)
-            assert not uploader._last.done(), "the block waited for the upload"
-        uploader.close()
-        assert not any(folder.exists() for folder in folders)
-        """,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "WARNING The upload before 'step 2' is not through yet" in result.stderr
+def test_snapshots_do_not_block_and_do_not_pile_up(server, log):
+    server.fail_next("POST", "/commit/", kind="delay", seconds=2.0)
+    uploader = HubUploader("user/run", TOKEN)
+    folders = []
+    for step in (1, 2):
+        with uploader.snapshot(f"step {step}") as folder:
+            (folder / f"{step}.json").write_text("{}")
+            folders.append(folder)
+        assert not uploader._last.done(), "the block waited for the upload"
+    uploader.close()
+    assert not any(folder.exists() for folder in folders)
+    assert "WARNING The upload before 'step 2' is not through yet; this one is left out." in log()
     assert set(server.files("user/run")) == {".gitattributes", "1.json"}
 
 
-def test_a_token_that_may_not_write_is_an_error_at_the_start(server, tmp_path):
-    result = run(server, tmp_path, 'HubUploader("user/run")', token="hf_wrong")
-    assert result.returncode != 0
-    assert "ValueError: `repo_id` is 'user/run', but the Hub does not let this token write there" in result.stderr
+def test_a_snapshot_that_fails_is_not_uploaded(server):
+    uploader = HubUploader("user/run", TOKEN)
+    with pytest.raises(RuntimeError, match="no space"), uploader.snapshot("step 1") as folder:
+        raise RuntimeError("no space")
+    uploader.close()
+    assert not folder.exists() and set(server.files("user/run")) == {".gitattributes"}
 
 
-def test_a_hub_that_is_away_at_the_start(server, tmp_path):
+def test_a_token_that_may_not_write_is_an_error_at_the_start(server, rejects):
+    with rejects("`repo_id` is 'user/run', but the Hub does not let this token write there"):
+        HubUploader("user/run", "hf_wrong")
+
+
+def test_a_token_that_is_withdrawn_is_not_tried_again(server, folder, log):
+    uploader = HubUploader("user/run", TOKEN, wait=100.0)
+    server.token = "hf_other"
+    assert uploader.upload(folder, "first").result() is False
+    uploader.close()
+    assert any("failed after 1 attempts" in line for line in log())
+
+
+def test_a_hub_that_is_away_at_the_start(server, folder, log):
     failing = server.fail_next("POST", "/repos/create", kind="reset")
-    result = run(
-        server,
-        tmp_path,
-        """
-        uploader = HubUploader("user/run")
-        assert uploader.upload(folder, "later").result() is True
-        uploader.close()
-        """,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    uploader = HubUploader("user/run", TOKEN)
     assert failing.times == 0
-    assert "WARNING The Hub does not answer; training goes on" in result.stderr
+    assert any(line.startswith("WARNING The Hub does not answer; training goes on") for line in log())
+    assert uploader.upload(folder, "later").result() is True
+    uploader.close()
+    assert server.files("user/run")["model_index.json"] == b"{}"

@@ -132,7 +132,7 @@ def train_recipe(args, turns):
     )
     set_seed(args.seed)
     transform = ImageTransform(load_image_dataset(), args.resolution, args.center_crop, args.random_flip)
-    config = train_ddm.build_unet(args, transform.channels, None).config
+    config = train_ddm.build_unet(args, transform.channels, args.resolution).config
     names = inspect.signature(UNet2DModel).parameters
     unet = UNet2DModel(
         **{name: config[name] for name in names if name != "out_channels"}, out_channels=transform.channels

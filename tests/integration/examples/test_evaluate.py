@@ -7,8 +7,6 @@ neither on the number of processes nor on the batch size; and what it cannot use
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import start, start_distributed
 from sklearn.datasets import load_digits
 
 from ddm_diffusers import DDMPipeline, DDMScheduler
@@ -132,10 +131,9 @@ def by_hand(a, b):
 
 
 def test_folder_by_hand(files):
-    """The command of the docstring. KID takes its subsets from all 150 images, so that all subsets are the same."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", str(SCRIPT)]
-    result = subprocess.run([*command, *OTHER, *PIXELS], cwd=files, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
+    """KID takes its subsets from all 150 images, so that all subsets are the same."""
+    run = start(SCRIPT.name, *OTHER, *PIXELS, cwd=files)
+    assert run.wait() == 0, run.output[-4000:]
 
     contents = json.loads((files / "evaluation" / "evaluation.json").read_text())
     (row,) = contents["rows"]
@@ -149,10 +147,10 @@ def test_folder_by_hand(files):
     assert contents["settings"]["resolution"] == 8 and contents["versions"]["torchmetrics"]
     assert os.listdir(files / "evaluation") == ["evaluation.json"]  # a folder has no steps to plot
 
-    header, dashes, line = result.stdout.strip().splitlines()
+    header, dashes, line = run.output.strip().splitlines()[-3:]
     assert header == "| " + " | ".join(row) + " |" and set(dashes) == set("|- ")
     assert f"| {row['fid']:.4g} |" in line
-    assert "150/150" in result.stderr
+    assert "150/150" in run.output
 
 
 def test_images_of_the_data_set_itself(script, files):
@@ -191,7 +189,7 @@ def test_floor_is_half_against_half(script, files):
     assert set(floor) == {"images", "num_inference_steps", "num_images", "num_reference_images", "fid"}
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [1, 2])
 def test_rows_do_not_depend_on_batches_and_processes(script, files, processes):
     """37 images in batches of 8 leave an incomplete batch, in which processes repeat images of the start."""
     arguments = ["--pretrained_model_name_or_path", "classes", "--num_inference_steps", "3", "--num_samples", "37"]
@@ -201,14 +199,12 @@ def test_rows_do_not_depend_on_batches_and_processes(script, files, processes):
     if processes == 1:
         rows = evaluate(script, *arguments, "--batch_size", "8")
     else:
-        # --cpu of accelerate launch starts one process only
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        command += [*PIXELS, *arguments, "--batch_size", "8", "--output_dir", "two"]
-        result = subprocess.run(command, cwd=files, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-4000:]
+        arguments = [*PIXELS, *arguments, "--batch_size", "8", "--output_dir", "two"]
+        main, other = start_distributed(SCRIPT.name, *arguments, cwd=files)
+        assert main.wait() == 0 and other.wait() == 0, main.output[-4000:] + other.output[-4000:]
         # the main process only; a bar begins once, but may be drawn twice at its end
-        assert result.stdout.count("| drawn |") == 1 and result.stderr.count(" 0/501 ") == 1
+        assert main.output.count("| drawn |") == 1 and main.output.count(" 0/501 ") == 1
+        assert "| drawn |" not in other.output and " 0/501 " not in other.output
         contents = json.loads(Path("two/evaluation.json").read_text())
         assert contents["settings"]["num_processes"] == 2
         rows = contents["rows"]

@@ -24,9 +24,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer, client_environment
+from hub_server import client_environment
 from PIL import Image
-from processes import EXAMPLES, fork, start, start_command, start_distributed
+from processes import EXAMPLES, fork, hub, start, start_command, start_distributed
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -254,7 +254,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(options, evalu
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_twenty_times(options, evaluated, tmp_path, processes):
-    """In interpreters of their own, at random moments, with uploads under way."""
+    """At random moments, with uploads under way."""
     steps = ["--max_train_steps", 120]
     whole, cwd = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, cwd):
@@ -263,19 +263,16 @@ def test_a_run_that_was_killed_twenty_times(options, evaluated, tmp_path, proces
     arguments = [*options, *evaluated, *steps, "--checkpointing_steps", 2, "--checkpoints_total_limit", 2, *RESUME]
     arguments += ["--push_to_hub", "--push_every_checkpoint", "--hub_model_id", "user/digits"]
     moments, out = random.Random(0), cwd / "out"
-    with HubServer(token="hf_test") as server:
-        environment = client_environment(server, tmp_path / "cache", token="hf_test")
-        for _ in range(6):
+    with hub() as server:
+        for _ in range(5):
             for phase in ("a step", "a save", "an evaluation", "an upload"):
-                run = start_command(EXAMPLES / SCRIPT, *arguments, cwd=cwd, environment=environment)
+                run = start(SCRIPT, *arguments, cwd=cwd, HF_TOKEN="hf_test")
                 processes.append(run)
                 # some get no further than the one before, most do
                 goal = max(steps_of(out), default=0) + 2 * moments.randint(0, 1)
                 assert run.until(lambda goal=goal: goal in [0, *steps_of(out)]), run.output[-3000:]
                 kill_during(phase, run, out, moments.uniform(0, 1), server.requests)
-        last = start_command(EXAMPLES / SCRIPT, *arguments, cwd=cwd, environment=environment)
-        processes.append(last)
-        assert last.wait() == 0, last.output[-4000:]
+        train(*arguments, cwd=cwd, HF_TOKEN="hf_test")
         uploaded = server.files("user/digits")["unet/diffusion_pytorch_model.safetensors"]
     assert_same_weights(out, whole / "out", step=120)
     assert uploaded == (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -374,10 +371,9 @@ def test_a_signal_after_the_last_step_of_two_processes(options, tmp_path, proces
 @pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_an_upload(options, tmp_path, processes):
     arguments = [*options, *NEVER, "--push_to_hub", "--hub_model_id", "user/digits"]
-    with HubServer(token="hf_test") as server:
+    with hub() as server:
         server.fail_next("POST", "/commit/", kind="delay", seconds=60)
-        environment = client_environment(server, tmp_path / "cache", token="hf_test")
-        run = start_command(EXAMPLES / SCRIPT, *arguments, cwd=tmp_path, environment=environment)
+        run = start(SCRIPT, *arguments, cwd=tmp_path, HF_TOKEN="hf_test")
         processes.append(run)
         assert run.until(lambda: any("/commit/" in path for _, path in server.requests)), run.output[-3000:]
         run.send(signal.SIGINT)
@@ -426,7 +422,7 @@ def test_torchrun(options, whole, tmp_path, processes):
     """Two processes as a launcher starts them: one upload, and a SIGTERM to the launcher saves first."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, EXAMPLES / SCRIPT]
     arguments = [*options, "--push_to_hub", "--hub_model_id", "user/digits", *RESUME]
-    with HubServer(token="hf_test") as server:
+    with hub() as server:
         variables = {"ACCELERATE_USE_CPU": "true", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
         environment = client_environment(server, tmp_path / "cache", token="hf_test", **variables)
         run = start_command(*launcher, *arguments, *NEVER, cwd=tmp_path, environment=environment)

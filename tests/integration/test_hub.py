@@ -356,16 +356,6 @@ def test_pickles_are_refused(way, server, client, pushed):
     assert not list((client.folder / "cache").rglob("*.bin"))
 
 
-def test_pickles_are_not_written(saved, tmp_path, rejects):
-    pipe = DDMPipeline.from_pretrained(saved)
-    for each in (pipe, pipe.unet):
-        with rejects("`safe_serialization`", "False", "True"):
-            each.save_pretrained(tmp_path / "out", safe_serialization=False)
-        with rejects("`use_safetensors`", "False", "True"):
-            type(each).from_pretrained(saved, use_safetensors=False)
-    assert not (tmp_path / "out").exists()
-
-
 def test_model_card(server, pushed):
     files = server.files(REPO)
     card = ModelCard(files["README.md"].decode())
@@ -375,31 +365,6 @@ def test_model_card(server, pushed):
     assert f'DDMPipeline.from_pretrained("{REPO}")' in card.text
     assert "](samples.png)" in card.text
     assert files["samples.png"].startswith(b"\x89PNG")
-
-
-def test_model_card_of_a_training(saved, tmp_path):
-    shutil.copytree(saved, tmp_path / "out")
-    pipe = DDMPipeline.from_pretrained(saved)
-    Image.new("L", (4, 4)).save(tmp_path / "out" / "samples.png")
-    rows = [{"steps": 5, "FID": 12.5}, {"steps": 10, "FID": 8.25}]
-    assert write_model_card(
-        tmp_path / "out",
-        pipe,
-        repo_id="me/digits",
-        license="apache-2.0",
-        datasets="ylecun/mnist",
-        training_command="accelerate launch examples/train_ddm.py --seed 0",
-        settings={"batch size": 64},
-        evaluation=rows,
-    )
-    text = (tmp_path / "out" / "README.md").read_text()
-    card = ModelCard(text)
-    assert (card.data.license, card.data.datasets) == ("apache-2.0", "ylecun/mnist")
-    for part in ("--seed 0", "| batch size | 64 |", "| 10 | 8.25 |", "![Samples of the model](samples.png)"):
-        assert part in text
-    # its code works where its repository is
-    code = text.split("```python\n")[1].split("```")[0].replace('"me/digits"', repr(str(saved)))
-    exec(compile(code, "README.md", "exec"), {})
 
 
 def test_the_card_of_a_training_goes_along(saved, tmp_path, server):
@@ -425,48 +390,6 @@ def test_the_card_of_a_training_goes_along(saved, tmp_path, server):
     assert "\n# trained\n" in files["README.md"].decode()
     # where it was loaded from is nobody else's business
     assert not [name for name, data in files.items() if str(tmp_path).encode() in data]
-
-
-def test_an_edited_model_card_is_never_overwritten(saved, tmp_path, server, monkeypatch):
-    folder = tmp_path / "out"
-    shutil.copytree(saved, folder)
-    pipe = DDMPipeline.from_pretrained(saved)
-    card = folder / "README.md"
-    assert is_generated_card(card.read_text())
-    assert write_model_card(folder, pipe, repo_id="me/other")  # ours, not edited: brought up to date
-    assert "me/other" in card.read_text()
-    card.write_text(card.read_text().replace("## Use", "## How I use it"))
-    mine = card.read_text()
-    assert not write_model_card(folder, pipe, repo_id="me/third")
-    pipe.save_pretrained(folder)
-    assert card.read_text() == mine
-
-
-def test_an_edited_model_card_on_the_hub_is_never_overwritten(server, saved, tmp_path):
-    author = Client(server, tmp_path, token=TOKEN)
-    push = f"from ddm_diffusers import DDMPipeline; DDMPipeline.from_pretrained({str(saved)!r}).push_to_hub(repo)"
-    assert author.run(push, repo="user/card").exit_code() == 0
-    generated = server.files("user/card")["README.md"]
-    mine = generated + b"\nMy notes.\n"
-    server.commit("user/card", {"README.md": mine, WEIGHTS: None})
-    # not even when the Hub does not tell whether there is one
-    failing = server.fail_next("HEAD", r"README\.md$", kind="reset")
-    author.error(push, repo="user/card")
-    assert failing.times == 0 and server.files("user/card")["README.md"] == mine
-    assert author.run(push, repo="user/card").exit_code() == 0
-    assert server.files("user/card")["README.md"] == mine
-    assert WEIGHTS in server.files("user/card")
-
-
-def test_subclasses_of_users_stay_theirs(saved, tmp_path):
-    class MyPipeline(DDMPipeline):
-        pass
-
-    pipe = DDMPipeline.from_pretrained(saved)
-    MyPipeline(pipe.unet, pipe.scheduler).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "MyPipeline"
-    assert not (tmp_path / "ddm_pipeline.py").exists()
-    assert type(MyPipeline.from_pretrained(tmp_path)) is MyPipeline
 
 
 def test_weights_on_the_hub_are_those_that_were_saved(server, pushed, saved, tmp_path):

@@ -131,7 +131,7 @@ def _set_up(cwd: str, environment: dict[str, str], output: str) -> None:
 def _run_script(script: str, arguments: list[str], *set_up) -> None:
     _set_up(*set_up)
     sys.argv = [script, *arguments]
-    sys.path.insert(0, str(EXAMPLES))
+    sys.path.insert(0, str((EXAMPLES / script).parent))
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
 
 
@@ -211,7 +211,7 @@ class CommandRun(Run):
 
 def start(script: str, *arguments, cwd: Path, output: str = "output.txt", **environment: str) -> Run:
     """Start a script; further keywords are variables of its environment."""
-    return ForkedRun(_run_script, script, arguments, cwd, environment, cwd / output)
+    return ForkedRun(_run_script, str(script), arguments, cwd, environment, cwd / output)
 
 
 def start_code(code: str, *arguments, cwd: Path, **environment: str) -> Run:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from multiprocessing.connection import Client, Listener
@@ -286,10 +287,16 @@ class Trainings:
             raise RuntimeError(f"{name} ended:\n{log[-3000:]}") from error
 
     def __exit__(self, *_):
+        # each ends by itself: a launcher that is killed leaves its processes behind
+        for connection in self.connections.values():
+            with suppress(OSError):
+                connection.send(0)
         for process in self.processes:
-            process.kill() if process.poll() is None else None
-        for process in self.processes:
-            process.wait()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def options(args):

@@ -5,6 +5,7 @@ under FSDP and DeepSpeed, on two CPU processes, are those without them.
 """
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from accelerate.utils.launch import (
     prepare_multi_gpu_env,
     prepare_simple_launcher_cmd_env,
 )
+from processes import start_distributed
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -130,16 +132,38 @@ ARGUMENTS += ["--evaluation_steps", "3", "--evaluation_samples", "32", "--featur
 ARGUMENTS += ["--gradient_accumulation_steps", "2", "--max_grad_norm", "0.05"]
 
 
-def train(cwd, output_dir, *arguments, name="eight_gpus", **variables):
+def start_training(cwd, output_dir, *arguments, name="eight_gpus", **variables):
     """Two processes on the CPU, in the environment that a file of the folder makes."""
     (cwd / "features.py").write_text(FEATURES)
-    environment = launched(name)[1] | variables
-    environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {key: value for key, value in launched(name)[1].items() if os.environ.get(key) != value}
+    environment |= {"ACCELERATE_USE_CPU": "true", "DS_ACCELERATOR": "cpu", **variables}
+    scripts = ["train_ddm.py"]
     if name != "eight_gpus":
-        command.append(str(ROOT / "tests" / "sharded_on_cpu.py"))
-    command += [str(SCRIPT), *ARGUMENTS, "--output_dir", output_dir, *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        scripts = [ROOT / "tests" / "sharded_on_cpu.py", SCRIPT]
+    return start_distributed(*scripts, *ARGUMENTS, "--output_dir", output_dir, *arguments, cwd=cwd, **environment)
+
+
+def train(*arguments, **options):
+    """Both processes to their end; what the first one said."""
+    runs = start_training(*arguments, **options)
+    try:
+        for run in runs:
+            assert run.wait() == 0, run.output[-4000:]
+    finally:
+        for run in runs:
+            run.kill()
+    return runs[0].output
+
+
+def refused(*arguments, **options):
+    """What the first one said of two that end with an error."""
+    runs = start_training(*arguments, **options)
+    try:
+        assert all(run.wait() != 0 for run in runs)
+    finally:
+        for run in runs:
+            run.kill()
+    return runs[0].output
 
 
 def weights(folder):
@@ -162,8 +186,7 @@ def scalars(folder):
 def plain(tmp_path_factory):
     """A run on two processes that is not sharded."""
     cwd = tmp_path_factory.mktemp("plain")
-    result = train(cwd, "out")
-    assert result.returncode == 0, result.stderr[-3000:]
+    train(cwd, "out")
     return cwd / "out"
 
 
@@ -173,8 +196,7 @@ def test_sharded_run(name, plain, tmp_path):
     """It trains what a run without it trains, and goes on from a checkpoint as if nothing had happened."""
     if name == "deepspeed_zero2" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
-    result = train(tmp_path, "out", name=name)
-    assert result.returncode == 0, result.stderr[-3000:]
+    train(tmp_path, "out", name=name)
     assert distance(weights(tmp_path / "out"), weights(plain)) < 1e-4
     logged, expected = scalars(tmp_path / "out"), scalars(plain)
     # the last one is of images that both processes drew, so that both have to have the weights
@@ -192,15 +214,13 @@ def test_sharded_run(name, plain, tmp_path):
     (tmp_path / "out").rename(tmp_path / "whole")
     (tmp_path / "out").mkdir()
     (tmp_path / "whole" / "checkpoint-3").rename(tmp_path / "out" / "checkpoint-3")
-    result = train(tmp_path, "out", "--resume_from_checkpoint", "latest", name=name)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "Resuming from out/checkpoint-3" in result.stderr
+    output = train(tmp_path, "out", "--resume_from_checkpoint", "latest", name=name)
+    assert "Resuming from out/checkpoint-3" in output
     assert distance(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
 
     # its files are none that another kind of run could read
-    result = train(tmp_path, "out", "--resume_from_checkpoint", "checkpoint-3")
-    assert result.returncode != 0
-    assert re.search(r"sharding: '(FSDP|DEEPSPEED)' there, 'none' now", result.stderr)
+    message = refused(tmp_path, "out", "--resume_from_checkpoint", "checkpoint-3")
+    assert re.search(r"sharding: '(FSDP|DEEPSPEED)' there, 'none' now", message)
 
 
 @pytest.mark.slow
@@ -212,9 +232,8 @@ def test_sharded_run_in_bf16(name, tmp_path):
     arguments = ["--mixed_precision", "bf16", "--max_train_steps", "1", "--checkpointing_steps", "1"]
     losses = []
     for each in ("eight_gpus", name):
-        result = train(tmp_path, each, *arguments, name=each)
-        assert result.returncode == 0, result.stderr[-3000:]
-        losses.append(float(re.findall(r"1/1 .*?loss=([\d.]+)", result.stderr)[0]))
+        output = train(tmp_path, each, *arguments, name=each)
+        losses.append(float(re.findall(r"1/1 .*?loss=([\d.]+)", output)[0]))
         # after the first step the average is that of one model
         average = torch.load(tmp_path / each / "checkpoint-1" / "average.pt")["shadow_params"]
         assert any(not torch.equal(part, part.bfloat16().float()) for part in average)
@@ -233,6 +252,5 @@ def test_sharded_run_in_bf16(name, tmp_path):
 def test_what_would_lose_the_average_is_refused(name, variables, message, tmp_path):
     if name == "deepspeed_zero2" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("DeepSpeed is not installed")
-    result = train(tmp_path, "out", name=name, **variables)
-    assert result.returncode != 0 and message in result.stderr, result.stderr[-3000:]
+    assert message in refused(tmp_path, "out", name=name, **variables)
     assert not (tmp_path / "out").exists()

@@ -4,14 +4,10 @@
 loss that training from scratch ends with, and goes on where it was.
 """
 
-import gzip
 import json
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from sklearn.datasets import load_digits
 
 
 @pytest.fixture(scope="module")
@@ -20,25 +16,11 @@ def warm_start(benchmark_script):
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """scikit-learn's digits in the files and the size of Fashion-MNIST."""
-    folder = tmp_path_factory.mktemp("digits")
-    digits = load_digits()
-    images = [Image.fromarray((image * 15.9).astype(np.uint8)).resize((28, 28)) for image in digits.images[:256]]
-    images, labels = np.stack([np.asarray(image) for image in images]), digits.target[:256].astype(np.uint8)
-    for prefix, part in (("train", slice(128)), ("t10k", slice(128, 256))):
-        for kind, header, array in (("images-idx3", 16, images[part]), ("labels-idx1", 8, labels[part])):
-            with gzip.open(folder / f"{prefix}-{kind}-ubyte.gz", "wb", compresslevel=1) as file:
-                file.write(bytes(header) + array.tobytes())
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def finished(warm_start, data_dir, tmp_path_factory):
+def finished(warm_start, fashion_mnist_dir, tmp_path_factory):
     """The folder of a short run."""
     pytest.importorskip("matplotlib")
     folder = tmp_path_factory.mktemp("warm")
-    arguments = ["--output_dir", str(folder), "--base_dir", str(folder / "base"), "--data_dir", data_dir]
+    arguments = ["--output_dir", str(folder), "--base_dir", str(folder / "base"), "--data_dir", fashion_mnist_dir]
     arguments += ["--train_steps", "6", "--condition_train_steps", "6", "--evaluation_steps", "3"]
     arguments += ["--base_steps", "2", "--condition_base_steps", "2", "--warmup_steps", "1"]
     arguments += ["--train_batch_size", "4", "--num_test_images", "16"]
@@ -111,8 +93,8 @@ def test_a_run_resumes(finished, warm_start, monkeypatch):
         warm_start.main(arguments)
 
 
-def test_every_start_sees_the_same(warm_start, data_dir):
-    data = warm_start.Data("train", data_dir)
+def test_every_start_sees_the_same(warm_start, fashion_mnist_dir):
+    data = warm_start.Data("train", fashion_mnist_dir)
     first, labels = data.batch(8, step=3)
     again, same = data.batch(8, step=3)
     assert torch.equal(first, again) and torch.equal(labels, same)
@@ -121,6 +103,6 @@ def test_every_start_sees_the_same(warm_start, data_dir):
     losses = [warm_start.evaluate(model, data, 64) for _ in range(2)]
     assert losses[0] == losses[1] and model.training
     # it is told the classes
-    shuffled = warm_start.Data("train", data_dir)
+    shuffled = warm_start.Data("train", fashion_mnist_dir)
     shuffled.labels = shuffled.labels.roll(1)
     assert warm_start.evaluate(model, shuffled, 64) != losses[0]

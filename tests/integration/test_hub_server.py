@@ -6,18 +6,18 @@ the client makes of a fault is asserted too, since what this package does about 
 
 import http.client
 import json
-import subprocess
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from hub_server import HubServer, client_environment
+from processes import hub, start_code, start_command
 
 
 # Runs before each client script. No retry waits: `waits` gets the seconds that the client wanted to.
 PRELUDE = """
 import json, os, sys, time
+sys.stdout = open("stdout.json", "w")
 from pathlib import Path
 folder, waits = os.environ.get("FOLDER"), []
 time.sleep = waits.append
@@ -44,17 +44,18 @@ WEIGHTS = bytes(range(250)) * 800
 BACKOFF = [1, 2, 4, 8, 8]
 
 
-def client(server, cache_dir, script, token=None, **environment):
-    """Run a script in a fresh process; returns what it passes to `json.dump(..., sys.stdout)`."""
-    process = subprocess.run(
-        [sys.executable, "-c", PRELUDE + script],
-        env=client_environment(server, cache_dir, token, **environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert process.returncode == 0, process.stderr
-    return json.loads(process.stdout)
+def client(server, folder, script, token=None, **environment):
+    """Run a script on a machine, which is a folder; returns what it passes to `json.dump(..., sys.stdout)`."""
+    folder.mkdir(exist_ok=True)
+    script = PRELUDE + script
+    environment = {name: str(value) for name, value in environment.items()}
+    if "HF_HUB_DOWNLOAD_TIMEOUT" in environment:  # which the client reads when it is imported
+        environment = client_environment(server, folder / "cache", token, **environment)
+        run = start_command("-c", script, cwd=folder, environment=environment)
+    else:
+        run = start_code(script, cwd=folder, **environment, **({} if token is None else {"HF_TOKEN": token}))
+    assert run.wait() == 0, run.output
+    return json.loads((folder / "stdout.json").read_text())
 
 
 def text(files):
@@ -77,7 +78,7 @@ def folder(tmp_path):
 
 
 def test_what_is_pushed_is_what_is_loaded(tmp_path, folder):
-    with HubServer(token="hf_test") as server:
+    with hub() as server:
         result = client(
             server,
             tmp_path / "push",
@@ -165,7 +166,7 @@ json.dump([
     outcome(whoami),
 ], sys.stdout)
 """
-    with HubServer(token="hf_right") as server:
+    with hub("hf_right") as server:
         server.create("user/private", private=True)
         commits = [server.commit(f"user/{name}", {"a.json": b"{}"}) for name in ("public", "private")]
         wrong = client(server, tmp_path / "wrong", script, token="hf_wrong", FOLDER=folder)
@@ -185,7 +186,7 @@ json.dump([
 
 def test_failed_push(tmp_path, folder):
     names = ["reset", "down", "corrupt", "truncate", "gone", "busy", "cut", "lost", "preupload", "create"]
-    with HubServer() as server:
+    with hub(None) as server:
         before = {name: server.commit(f"user/{name}", {"old.json": b"{}"}) for name in names[:-1]}
         faults = [
             server.fail_next("PUT", "/user/reset/", kind="reset", times=2),
@@ -245,7 +246,7 @@ json.dump({name: outcome(push, name) for name in names}, sys.stdout)
 
 
 def test_failed_download(tmp_path):
-    with HubServer() as server:
+    with hub(None) as server:
         names = ["once", "truncate", "reset", "down", "head", "resethead", "slow", "corrupt", "info"]
         for name in names:
             server.commit(f"user/{name}", {"a.safetensors": WEIGHTS, "b.json": b"{}"})
@@ -284,7 +285,7 @@ json.dump(result, sys.stdout)
         # The client compares sizes, not checksums: only what has the right length comes into the cache, but that does.
         assert result["corrupt"] == [["ok"], []]
         for name in names:
-            found = blobs(cache / "hub" / f"models--user--{name}")
+            found = blobs(cache / "cache" / "hub" / f"models--user--{name}")
             assert [path.stat().st_size for path in found] == [len(WEIGHTS)] * (name in ("once", "slow", "corrupt"))
             assert [path.read_bytes() == WEIGHTS for path in found] == [name != "corrupt"] * len(found)
 
@@ -293,7 +294,7 @@ json.dump(result, sys.stdout)
         script = f'json.dump([outcome(snapshot_download, f"user/{{n}}") for n in {names!r}], sys.stdout)'
         assert client(server, cache, script) == [[["ok"], []]] * len(names)
         for name in again:
-            assert WEIGHTS in [path.read_bytes() for path in blobs(cache / "hub" / f"models--user--{name}")]
+            assert WEIGHTS in [path.read_bytes() for path in blobs(cache / "cache" / "hub" / f"models--user--{name}")]
         fetched = [
             path.split("/")[3] for method, path in server.requests if method == "GET" and path.endswith(".safetensors")
         ]
@@ -350,7 +351,6 @@ def test_transport():
         get()
 
 
-@pytest.mark.slow
 def test_diffusers(tmp_path):
     script = """
 import torch
@@ -369,7 +369,7 @@ pipe.set_progress_bar_config(disable=True)
 image = pipe(num_inference_steps=2, generator=torch.manual_seed(0), output_type="np").images
 json.dump(image.tobytes().hex(), sys.stdout)
 """
-    with HubServer(token="hf_test") as server:
+    with hub() as server:
         pushed = client(server, tmp_path / "push", script.replace("PUSH", "True"), token="hf_test")
         files = {"README.md", "model_index.json", "scheduler/scheduler_config.json", "unet/config.json"}
         files |= {".gitattributes", "unet/diffusion_pytorch_model.safetensors"}

@@ -79,6 +79,6 @@ def test_a_second_signal_ends_the_process_if_it_comes_later(seconds, exit_code, 
 
 def test_workers_ignore_signals():
     ignore_signals(0)
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == [signal.SIG_IGN] * 2
     for number in signals.SIGNALS:
         os.kill(os.getpid(), number)
-        assert signal.getsignal(number) == signal.SIG_IGN

@@ -133,7 +133,7 @@ def test_a_signal_ends_the_run_after_the_step(prepared, train, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
 
     def interrupt(run):
-        if not run.step_ended:  # in the middle of the first step
+        if run.global_step == 0:  # in the middle of the first step
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(SystemExit) as ended:

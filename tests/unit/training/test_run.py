@@ -45,11 +45,11 @@ def test_the_losses_are_logged_as_means(prepared, train):
     assert seen[0]["loss"] != seen[1]["loss"]
 
 
-def test_gradients_are_clipped(prepared, train):
+def test_gradients_are_clipped(prepared, train, tmp_path):
     """A loss a million times as large has the same gradient after it, and Adam's first step does not see its scale."""
     results = []
     for factor in (1.0, 1e6):
-        run = prepared("--max_train_steps", 1, "--max_grad_norm", 1e-4, "--output_dir", f"{factor:g}")
+        run = prepared("--max_train_steps", 1, "--max_grad_norm", 1e-4, "--output_dir", tmp_path / f"{factor:g}")
         train(run, factor=factor)
         results.append([state["exp_avg"] for state in run.optimizer.state.values()])
         norm = torch.stack([each.norm() for each in results[-1]]).norm() / (1 - 0.95)
@@ -104,7 +104,7 @@ def test_a_run_without_a_seed_draws_one(make_run):
     assert len(seeds) == 3 and all(0 <= seed < 2**31 for seed in seeds)
 
 
-def test_what_was_trained(prepared, train):
+def test_what_was_trained(prepared, train, tmp_path):
     """The averaged weights, or the weights; and the copy draws no random numbers of the run."""
     averaged = prepared("--max_train_steps", 2)
     train(averaged)
@@ -112,7 +112,7 @@ def test_what_was_trained(prepared, train):
     model = averaged.trained_model()
     assert torch.equal(torch.get_rng_state(), state) and not model.training
     assert same(list(model.parameters()), averaged.ema.shadow_params)
-    plain = prepared("--max_train_steps", 2, "--no-use_ema", "--output_dir", "plain")
+    plain = prepared("--max_train_steps", 2, "--no-use_ema", "--output_dir", tmp_path / "plain")
     train(plain)
     assert plain.ema is None and same(list(plain.trained_model().parameters()), weights(plain))
     assert not same(weights(plain), averaged.ema.shadow_params)

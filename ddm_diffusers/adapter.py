@@ -9,6 +9,7 @@ from torch import nn
 from .models import DDMUNet2DModel
 from .process import DecoupledProcess, at_least_float32
 from .schedulers import DDMScheduler
+from .schedulers.parameterizations import from_scheduler
 
 
 class DDMUNet2DAdapter(nn.Module):
@@ -43,13 +44,15 @@ class DDMUNet2DAdapter(nn.Module):
             raise ValueError(
                 f"`unet` has the attenuation {unet.config.attenuation!r}, but only 'constant' mixes image and noise alone."
             )
+        if scheduler.config.get("prediction_type") == "decoupled":
+            raise ValueError("`scheduler` is a DDMScheduler, but takes a DDMUNet2DModel as it is.")
         self.unet = unet
         self.process = unet.process
-        described = DDMScheduler.from_config(scheduler.config)
-        if described.config.prediction_type == "decoupled":
-            raise ValueError("`scheduler` is a DDMScheduler, but takes a DDMUNet2DModel as it is.")
-        self.model_process = described.model_process
-        self.config = FrozenDict({**unet.config, "out_channels": unet.config.in_channels})
+        is_ours = isinstance(scheduler, DDMScheduler)
+        self.parameterization = scheduler.parameterization if is_ours else from_scheduler(scheduler)
+        # seen from outside this is no decoupled model
+        config = {key: unet.config[key] for key in unet.config if key not in ("attenuation", "noise_schedule")}
+        self.config = FrozenDict({**config, "out_channels": unet.config.in_channels})
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,14 +83,15 @@ class DDMUNet2DAdapter(nn.Module):
         """
         x = at_least_float32(sample)
         timesteps = torch.as_tensor(timestep, device=x.device).to(x.dtype).expand(len(x))
-        a, b = self.model_process.scales(timesteps)
+        a, b = self.parameterization.scales(timesteps)
         t = self.process.time(a, b)
-        a, b, sigma_t = (each.reshape(-1, 1, 1, 1) for each in (a, b, self.process.sigma(t)))
-        x_t = x * (sigma_t / b)
+        alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+        a, b, factor = (each.reshape(-1, 1, 1, 1) for each in (a, b, (alpha + sigma) / (a + b)))
+        x_t = self.parameterization.undo_scale_input(x, b) * factor
         # the model's time is its own; a condition on labels is passed on
         output = self.unet(x_t.to(sample.dtype), t * self.unet.config.num_train_timesteps, class_labels)
-        x_0 = self.process.clean(x_t, output.attenuation, output.noise, t)
+        x_0 = self.process.predict_x0(x_t, output.attenuation, output.noise, t)
         # the noise that belongs to this image, so that whatever the scheduler derives from the output fits together
-        noise = self.process.noise(x_t, x_0, None, t)
-        prediction = self.model_process.prediction(x_0, noise, a, b).to(sample.dtype)
+        noise = self.process.predict_noise(x_t, x_0, None, t)
+        prediction = self.parameterization.output(x_0, noise, a, b).to(sample.dtype)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)

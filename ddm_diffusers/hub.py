@@ -176,8 +176,8 @@ class HubPipelineMixin(HubMixin):
     image_arguments = ()
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict:
-        config = super()._dict_from_json_file(json_file)
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs) -> dict:
+        config = super()._dict_from_json_file(json_file, **kwargs)
         # [module, class] is for DiffusionPipeline, which has to find the class; this one knows itself and runs no module
         if isinstance(config.get("_class_name"), list):
             config["_class_name"] = config["_class_name"][-1]

@@ -10,9 +10,24 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 
 from ..hub import HubModelMixin
-from ..process import DecoupledProcess
-from .base_process import BaseProcess
+from ..process import DecoupledProcess, at_least_float32, broadcast_time
+from ..schedulers.parameterizations import VariancePreserving, from_scheduler, make_scheduler
 from .preconditioning import precondition, precondition_velocity
+
+
+# The options of DDPMScheduler that describe the process which weights were trained on before
+BASE_OPTIONS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+)
+
+# The least share of the image by which a predicted noise is divided. With less of it the noise says little of the image.
+SMALLEST_ALPHA = 0.1
 
 
 @dataclass
@@ -63,8 +78,7 @@ class DualOutputMixin(HubModelMixin):
         super().__init__(**{**options, **changes})
         self._internal_dict = FrozenDict({**config, "out_channels": out_channels})
         self.process = process
-        base = config["base_scheduler"]
-        self.base_process = None if base is None else BaseProcess(base)
+        self.base = None if config["base_scheduler"] is None else base_parameterization(config["base_scheduler"])
 
     @property
     def num_channels(self) -> int:
@@ -112,12 +126,18 @@ class DualOutputMixin(HubModelMixin):
         if conditioning is not None:
             network_input = torch.cat([scaled, conditioning.to(scaled.dtype)], dim=1)
         network_input = network_input.to(self.dtype)
-        if self.base_process is None:
+        if self.base is None:
             raw = network(network_input, timesteps)
         else:
-            angle = torch.atan2(self.process.sigma(t), self.process.alpha(t))
-            raw = network(network_input, self.base_process.timesteps(angle))
-            raw = self.base_process.field(raw, scaled, angle)
+            # The same state but for its scale, a x_0 + b eps with a^2 + b^2 = 1, which scaling the input by c_in made of it.
+            # The raw target of both outputs is a eps - b x_0 then, the v of arXiv 2202.00512: (eps - b x) / a.
+            alpha, sigma = self.process.alpha(t), self.process.sigma(t)
+            a, b = (each / (alpha**2 + sigma**2) ** 0.5 for each in (alpha, sigma))
+            raw = network(network_input, self.base.timesteps_at(a, b))
+            if self.base.prediction_type == "epsilon":
+                a, b = broadcast_time(a, scaled), broadcast_time(b, scaled)
+                x = torch.cat([scaled] * (raw.shape[1] // scaled.shape[1]), dim=1)
+                raw = (at_least_float32(raw) - b * x) / a.clamp_min(SMALLEST_ALPHA)
 
         # 3. its outputs as attenuation and noise
         if scales is not None:
@@ -151,7 +171,7 @@ class DualOutputMixin(HubModelMixin):
         if config.get("num_train_timesteps", 0) is None:
             del config["num_train_timesteps"]
         if scheduler is not None:
-            config["base_scheduler"] = BaseProcess.config_of(scheduler)
+            config["base_scheduler"] = base_options(scheduler)
         model = cls(**{**config, **options})
 
         trained, weights = unet.state_dict(), model.state_dict()
@@ -172,6 +192,52 @@ class DualOutputMixin(HubModelMixin):
         model.load_state_dict(weights)
         model = model.to(unet.device)
         return model if model.dtype == unet.dtype else model.to(unet.dtype)
+
+
+def base_parameterization(options: dict) -> VariancePreserving:
+    """
+    The process that weights were trained on before, so that a model which starts from them starts from what they predict.
+
+    Args:
+        options (`dict`): Options of [`~diffusers.DDPMScheduler`], those in `BASE_OPTIONS`.
+
+    Raises:
+        ValueError: An option is unknown, or the `prediction_type` another than `"epsilon"` or `"v_prediction"`.
+    """
+    if unknown := options.keys() - set(BASE_OPTIONS):
+        raise ValueError(f"`base_scheduler` has {sorted(unknown)}, but its options have to be among {BASE_OPTIONS}.")
+    prediction_type = options.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"`base_scheduler` has the `prediction_type` {prediction_type!r}, but it has to be 'epsilon' or 'v_prediction'."
+        )
+    return VariancePreserving(make_scheduler("DDPMScheduler", options).alphas_cumprod, prediction_type)
+
+
+def base_options(scheduler) -> dict:
+    """
+    The options of [`~diffusers.DDPMScheduler`] that describe the process of a scheduler's models.
+
+    Raises:
+        ValueError: The scheduler is none that samples models of a variance-preserving process.
+    """
+    parameterization = from_scheduler(scheduler)
+    if not isinstance(parameterization, VariancePreserving):
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__} with {dict(scheduler.config)}, but has to be None or a scheduler of"
+            " diffusers whose process is given by a `beta_schedule`."
+        )
+    options = {key: scheduler.config[key] for key in BASE_OPTIONS if key in scheduler.config}
+    theirs = torch.as_tensor(scheduler.alphas_cumprod, dtype=torch.float64)
+    try:
+        ours = make_scheduler("DDPMScheduler", options).alphas_cumprod
+    except NotImplementedError:  # a `beta_schedule` that DDPMScheduler does not have
+        ours = None
+    if ours is None or not torch.allclose(ours.double(), theirs, rtol=1e-5, atol=0):
+        previous = torch.cat([theirs.new_ones(1), theirs[:-1]])
+        options |= {"trained_betas": (1 - theirs / previous).tolist(), "rescale_betas_zero_snr": False}
+        options.pop("beta_schedule", None)
+    return options
 
 
 def check_trained(unet: torch.nn.Module, trunk: type) -> None:

@@ -1,6 +1,5 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from diffusers import ImagePipelineOutput
@@ -48,7 +47,7 @@ class DDMPipeline(DecoupledPipeline):
         self, batch_size, class_labels, guidance_scale, generator, latents, output_type, callback_tensor_inputs
     ):
         if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size!r}, but has to be a whole number of 1 or more.")
+            raise ValueError(f"`batch_size` is {batch_size!r}, but has to be None or a whole number of 1 or more.")
         self.check_output_type(output_type, callback_tensor_inputs)
         self.check_generator(generator, batch_size)
         self.check_latents(latents, self._latents_shape(batch_size))
@@ -68,11 +67,19 @@ class DDMPipeline(DecoupledPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         return (batch_size, self.unet.config.in_channels, height, width)
 
+    @staticmethod
+    def default_batch_size(class_labels, latents: torch.Tensor | None) -> int:
+        """As many images as there are labels or latents, otherwise 1."""
+        for given in (class_labels, latents):
+            if isinstance(given, (list, tuple)) or (torch.is_tensor(given) and given.ndim > 0):
+                return len(given)
+        return 1
+
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         num_inference_steps: int = 10,
         class_labels: int | list[int] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
@@ -82,13 +89,14 @@ class DDMPipeline(DecoupledPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["DDMPipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        timesteps: Sequence[float] | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Generate images.
 
         Args:
-            batch_size (`int`, defaults to 1):
-                The number of images.
+            batch_size (`int`, *optional*):
+                The number of images; by default that of the `class_labels` or the `latents`, or 1.
             num_inference_steps (`int`, defaults to 10):
                 The number of denoising steps, each of which evaluates the model exactly once.
             class_labels (`int`, `list[int]` or `torch.Tensor` of shape `(batch_size,)`, *optional*):
@@ -104,14 +112,18 @@ class DDMPipeline(DecoupledPipeline):
                 a `vae`.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` for a list of `PIL.Image.Image`, `"np"` for an array of shape `(batch_size, height, width,
-                channels)` or `"pt"` for a tensor of shape `(batch_size, channels, height, width)`, both in [0, 1].
+                channels)` or `"pt"` for a tensor of shape `(batch_size, channels, height, width)`, both in [0, 1]; `"latent"`
+                for the final sample as it is.
             return_dict (`bool`, defaults to `True`):
                 Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step with `(pipeline, step_index, timestep, tensors)`; a dict that it returns
                 replaces the tensors.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
-                The tensors that the callback is given, among `latents`.
+                The tensors that the callback is given, among `latents` and `pred_original_sample`, the step's estimate of the
+                final sample.
+            timesteps (`Sequence[float]`, *optional*):
+                Custom timesteps in place of `num_inference_steps`, see [`DDMScheduler.set_timesteps`].
 
         Examples:
 
@@ -122,6 +134,8 @@ class DDMPipeline(DecoupledPipeline):
             ValueError: an argument is not as above; the message names it, its value and what is accepted.
         """
         # 1. Check inputs
+        if batch_size is None:
+            batch_size = self.default_batch_size(class_labels, latents)
         self.check_inputs(
             batch_size,
             class_labels,
@@ -135,7 +149,7 @@ class DDMPipeline(DecoupledPipeline):
         class_labels = self.prepare_class_labels(class_labels, batch_size, device)
 
         # 2. Prepare timesteps
-        self.prepare_steps(num_inference_steps, device)
+        timesteps = self.prepare_timesteps(num_inference_steps, timesteps, device)
         self._guidance_scale = guidance_scale
         self._interrupt = False
 
@@ -145,13 +159,23 @@ class DDMPipeline(DecoupledPipeline):
 
         # 4. Denoising loop
         with self.progress_bar(total=self.num_timesteps) as progress_bar:
-            predict = partial(self.predict, progress_bar=progress_bar, **model_kwargs)
-            latents = self.denoise(
-                latents, predict, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
-            )
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                model_output = self.predict(latents, t, **model_kwargs)
+                latents, pred_original_sample = self.scheduler.step(
+                    model_output, t, latents, generator=generator, return_dict=False
+                )
+                if callback_on_step_end is not None:
+                    available = {"latents": latents, "pred_original_sample": pred_original_sample}
+                    tensors = {name: available[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                progress_bar.update()
 
         # 5. Post-process
-        image = self.image_processor.postprocess(self.decode_latents(latents), output_type=output_type)
+        image = latents
+        if output_type != "latent":
+            image = self.image_processor.postprocess(self.decode_latents(latents), output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (image,)

@@ -2,7 +2,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -88,7 +87,16 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         self.register_to_config(upscale=upscale)
 
     def check_inputs(
-        self, height, width, guidance_scale, num_images_per_prompt, ensemble_size, latents, tile_size, tile_overlap
+        self,
+        height,
+        width,
+        guidance_scale,
+        num_images_per_prompt,
+        ensemble_size,
+        latents,
+        tile_size,
+        tile_overlap,
+        output_type,
     ):
         for name, value in (("num_images_per_prompt", num_images_per_prompt), ("ensemble_size", ensemble_size)):
             if not isinstance(value, int) or value < 1:
@@ -99,6 +107,10 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         if latents is not None and ensemble_size > 1:
             raise ValueError(
                 f"`latents` is given, but the {ensemble_size} draws of `ensemble_size` begin with others."
+            )
+        if output_type == "latent" and ensemble_size > 1:
+            raise ValueError(
+                f"`output_type` is 'latent', but the {ensemble_size} draws of `ensemble_size` are averaged as images."
             )
         self.check_scheduler()
         self.check_guidance_scale(guidance_scale)
@@ -157,7 +169,8 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         """What the model predicts for the whole image, blended from its tiles, of which one at a time is evaluated."""
         blended = None
         for tile in tiles:
-            part = self.predict(tile.crop(latents), t, progress_bar, conditioning=tile.crop(conditioning))
+            part = self.predict(tile.crop(latents), t, conditioning=tile.crop(conditioning))
+            progress_bar.update()
             if blended is None:
                 blended = at_least_float32(part).new_zeros(*part.shape[:2], *latents.shape[2:])
             tile.add(blended, part)
@@ -182,6 +195,7 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["DDMImageToImagePipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        timesteps: Sequence[float] | None = None,
     ) -> DDMImageToImagePipelineOutput | tuple:
         r"""
         Generate images from images.
@@ -217,14 +231,18 @@ class DDMImageToImagePipeline(DecoupledPipeline):
                 `pipe.size_multiple`, over `pipe.vae_scale_factor`.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` for a list of `PIL.Image.Image`, `"np"` for an array of shape `(num_images, height, width, channels)`
-                or `"pt"` for a tensor of shape `(num_images, channels, height, width)`, both in [0, 1].
+                or `"pt"` for a tensor of shape `(num_images, channels, height, width)`, both in [0, 1]; `"latent"` for the
+                final sample as it is, padded to multiples of `pipe.size_multiple`, without an ensemble.
             return_dict (`bool`, defaults to `True`):
                 Whether to return a [`DDMImageToImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step, of each draw of an ensemble, with `(pipeline, step_index, timestep, tensors)`; a
                 dict that it returns replaces the tensors.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
-                The tensors that the callback is given, among `latents`.
+                The tensors that the callback is given, among `latents` and `pred_original_sample`, the step's estimate of the
+                final sample.
+            timesteps (`Sequence[float]`, *optional*):
+                Custom timesteps in place of `num_inference_steps`, see [`DDMScheduler.set_timesteps`].
 
         Examples:
 
@@ -237,7 +255,15 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         # 1. Check inputs
         self.check_output_type(output_type, callback_on_step_end_tensor_inputs)
         self.check_inputs(
-            height, width, guidance_scale, num_images_per_prompt, ensemble_size, latents, tile_size, tile_overlap
+            height,
+            width,
+            guidance_scale,
+            num_images_per_prompt,
+            ensemble_size,
+            latents,
+            tile_size,
+            tile_overlap,
+            output_type,
         )
         conditioning = self.prepare_condition(image, height, width)
         height, width = conditioning.shape[2:]
@@ -250,7 +276,7 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         device = self._execution_device
 
         # 2. Prepare timesteps
-        self.prepare_steps(num_inference_steps, device)
+        run = self.prepare_timesteps(num_inference_steps, timesteps, device)
         self._guidance_scale = guidance_scale
         self._interrupt = False
 
@@ -270,24 +296,34 @@ class DDMImageToImagePipeline(DecoupledPipeline):
         # 4. Denoising loop, for each draw
         mean, squares = 0.0, 0.0
         with self.progress_bar(total=ensemble_size * self.num_timesteps * len(tiles)) as progress_bar:
-            predict = partial(self.predict_tiles, conditioning=conditioning, tiles=tiles, progress_bar=progress_bar)
             for draw in range(ensemble_size):
                 if self.interrupt:
                     break
-                if draw > 0:
-                    self.prepare_steps(num_inference_steps, device)
-                noise = self.prepare_latents(shape, generator, latents, device)
-                sample = self.denoise(
-                    noise, predict, generator, callback_on_step_end, callback_on_step_end_tensor_inputs
-                )
+                sample = self.prepare_latents(shape, generator, latents, device)
+                for i, t in enumerate(run):
+                    if self.interrupt:
+                        continue
+                    model_output = self.predict_tiles(sample, t, conditioning, tiles, progress_bar)
+                    sample, pred_original_sample = self.scheduler.step(
+                        model_output, t, sample, generator=generator, return_dict=False
+                    )
+                    if callback_on_step_end is not None:
+                        available = {"latents": sample, "pred_original_sample": pred_original_sample}
+                        tensors = {name: available[name] for name in callback_on_step_end_tensor_inputs}
+                        sample = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", sample)
+                if output_type == "latent":
+                    break
                 # the mean and the sum of squares around it, as they grow (Welford's algorithm)
-                sample = at_least_float32(self.decode_latents(sample)[..., :height, :width]).clamp(-1, 1)
-                change = sample - mean
+                image = at_least_float32(self.decode_latents(sample)[..., :height, :width]).clamp(-1, 1)
+                change = image - mean
                 mean = mean + change / (draw + 1)
-                squares = squares + change * (sample - mean)
+                squares = squares + change * (image - mean)
 
         # 5. Post-process
-        images = self.image_processor.postprocess(mean, output_type=output_type)
+        if output_type == "latent":
+            images = sample
+        else:
+            images = self.image_processor.postprocess(mean, output_type=output_type)
         uncertainty = None
         if ensemble_size > 1:
             # images in [0, 1] deviate half as much as those in [-1, 1]

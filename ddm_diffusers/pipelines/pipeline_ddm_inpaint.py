@@ -1,8 +1,6 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from diffusers import ImagePipelineOutput, ModelMixin, UNet2DModel
@@ -28,6 +26,35 @@ EXAMPLE_DOC_STRING = """
         >>> filled = pipe(image, mask, num_inference_steps=10).images[0]
         ```
 """
+
+
+def reconstruction_guidance(
+    x_0: torch.Tensor, x: torch.Tensor, known: torch.Tensor, is_known: torch.Tensor, a: float, b: float
+) -> torch.Tensor:
+    r"""
+    What to add to an estimate of the image, so that it goes by what is known of the image: for `x = a x_0 + b eps`,
+
+        b^2 / a * grad log p(known | x) = (a^2 + b^2) / a * grad -|known - x_0|^2 / 2
+
+    with the gradient by `x` and the norm over the known pixels. The left side is Tweedie's formula, which turns a change of
+    the score into a change of the estimate. The known pixels are taken for Gaussian around the estimate, of the variance
+    `b^2 / (a^2 + b^2)` that an image of unit variance has, given `x`: Song et al., "Pseudoinverse-Guided Diffusion Models
+    for Inverse Problems", ICLR 2023. In another scale this is the reconstruction guidance of arXiv 2204.03458.
+
+    Args:
+        x_0 (`torch.Tensor` of shape `(batch_size, channels, ...)`):
+            The estimate, a differentiable function of `x`. The graph is freed.
+        x (`torch.Tensor` of the shape of `x_0`): The noisy images, which require their gradient.
+        known (`torch.Tensor` of the shape of `x_0`): The image, whose other pixels do not matter.
+        is_known (`torch.Tensor`, which broadcasts against `x_0`): Booleans, where it is known.
+        a, b (`float`): How much of image and noise `x` holds; `a` above 0.
+
+    Returns:
+        `torch.Tensor` of the shape of `x_0`.
+    """
+    distance = torch.where(is_known, known - x_0, 0).square().sum() / 2
+    (gradient,) = torch.autograd.grad(distance, x)
+    return -(a**2 + b**2) / a * gradient
 
 
 class DDMInpaintPipeline(DecoupledPipeline):
@@ -121,53 +148,40 @@ class DDMInpaintPipeline(DecoupledPipeline):
             )
         return image, mask.expand(len(image), -1, -1, -1)
 
-    def path_scales(self) -> tuple[list[float], list[float]]:
+    def path(self) -> tuple[list[tuple[float, float]], list[float], list[float]]:
         """
-        The times t in [0, 1] of all samples of a run, the final one included, and the factors that bring them to the scale
-        of the decoupled process, 1 unless the model is one of another process.
+        Of all samples of a run, the final one included: how much of image and noise they hold, their times on the decoupled
+        path, and the factors that bring them to its scale.
         """
         scheduler = self.scheduler
-        timesteps = scheduler.timesteps.double().cpu()
-        if scheduler.model_process is None:
-            times = timesteps / scheduler.config.num_train_timesteps
-            factors = torch.ones_like(times)
-        else:
-            a, b = scheduler.model_process.scales(timesteps)
-            times = scheduler.process.time(a, b)
-            factors = scheduler.process.sigma(times) / b
-        return [*times.tolist(), 0.0], [*factors.tolist(), 1.0]
+        a, b = scheduler.parameterization.scales(scheduler.timesteps.cpu().double())
+        scales = [*zip(a.tolist(), b.tolist(), strict=True), (1.0, 0.0)]
+        times, factors = ([make(*each) for each in scales] for make in (scheduler.process.time, scheduler.path_scale))
+        return scales, times, factors
 
     def predict_by_known(
         self,
-        predict: Callable[[torch.Tensor], torch.Tensor],
         latents: torch.Tensor,
+        timestep: torch.Tensor,
         known: torch.Tensor,
         is_known: torch.Tensor,
         scale: float,
-        t: float,
-        factor: float,
+        a: float,
+        b: float,
+        **model_kwargs,
     ) -> torch.Tensor:
         """
         What the model predicts, with the estimate of the image that it stands for moved to what is known of it, by a pass
-        backwards through the model. `latents` times `factor` are those of the decoupled process at `t`.
+        backwards through the model. See [`reconstruction_guidance`].
         """
-        process, model_process = self.scheduler.process, self.scheduler.model_process
-        a, b = process.alpha(t) / factor, process.sigma(t) / factor
+        parameterization = self.scheduler.parameterization
         with torch.enable_grad():
-            x_t = (at_least_float32(latents) * factor).requires_grad_()
-            model_output = at_least_float32(predict((x_t / factor).to(latents.dtype)))
-            if model_process is None:
-                channels = x_t.shape[1]
-                x_0 = process.clean(x_t, model_output[:, :-channels], model_output[:, -channels:], t)
-            else:
-                x_0, _ = model_process.estimate(model_output, x_t / factor, a, b)
-            change = scale * process.reconstruction_guidance(x_0, x_t, known, is_known, t)
-        # the same latents with another image have another noise
-        noise = process.noise(torch.zeros_like(change), change, None, t)
-        if model_process is None:
-            change = torch.cat([process.coefficients(change, torch.zeros_like(change)), noise], dim=1)
-        else:
-            change = model_process.prediction(change, noise, a, b)
+            x = at_least_float32(latents).requires_grad_()
+            model_output = at_least_float32(self.predict(x.to(latents.dtype), timestep, **model_kwargs))
+            x_0 = parameterization.estimate(model_output, x, a, b).x_0
+            change = scale * reconstruction_guidance(x_0, x, known, is_known, a, b)
+        # the same latents with another image have another noise; all outputs are linear in both
+        change = parameterization.output(change, -a / b * change, a, b)
         return (model_output.detach() + change).to(latents.dtype)
 
     @torch.no_grad()
@@ -188,6 +202,7 @@ class DDMInpaintPipeline(DecoupledPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["DDMInpaintPipeline", int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        timesteps: Sequence[float] | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Fill parts of images.
@@ -213,7 +228,7 @@ class DDMInpaintPipeline(DecoupledPipeline):
                 of each evaluation.
             reconstruction_guidance_scale (`float`, defaults to 0.0):
                 How far the model's estimate of the image is moved at each step but the first, so that it agrees with the known
-                pixels (pseudo-inverse guidance, see [`~process.DecoupledProcess.reconstruction_guidance`]): 1.0 as derived
+                pixels (pseudo-inverse guidance, see [`reconstruction_guidance`]): 1.0 as derived
                 there, 0.0 for not at all. Above 0 each evaluation is followed by a pass backwards through the model, which
                 takes about as long again or longer, and the memory of a training step.
             num_images_per_prompt (`int`, defaults to 1):
@@ -225,14 +240,18 @@ class DDMInpaintPipeline(DecoupledPipeline):
                 `pipe.size_multiple`.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` for a list of `PIL.Image.Image`, `"np"` for an array of shape `(num_images, height, width, channels)`
-                or `"pt"` for a tensor of shape `(num_images, channels, height, width)`, both in [0, 1].
+                or `"pt"` for a tensor of shape `(num_images, channels, height, width)`, both in [0, 1]; `"latent"` for the
+                final sample as it is, padded to multiples of `pipe.size_multiple`.
             return_dict (`bool`, defaults to `True`):
                 Whether to return an [`~diffusers.ImagePipelineOutput`] instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step, once it is not taken back any more, with `(pipeline, step_index, timestep,
                 tensors)`; a dict that it returns replaces the tensors.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
-                The tensors that the callback is given, among `latents`.
+                The tensors that the callback is given, among `latents` and `pred_original_sample`, the step's estimate of the
+                image.
+            timesteps (`Sequence[float]`, *optional*):
+                Custom timesteps in place of `num_inference_steps`, see [`DDMScheduler.set_timesteps`].
 
         Examples:
 
@@ -264,17 +283,17 @@ class DDMInpaintPipeline(DecoupledPipeline):
         self.check_latents(latents, tuple(known.shape))
 
         # 2. Prepare timesteps
-        self.prepare_steps(num_inference_steps, device)
+        run = self.prepare_timesteps(num_inference_steps, timesteps, device)
         self._guidance_scale = guidance_scale
         self._interrupt = False
-        times, factors = self.path_scales()
+        scales, times, factors = self.path()
 
         # 3. Prepare latents and the forward process of the image, whose noise at t is `noise`
         process = self.scheduler.process
         latents = self.prepare_latents(tuple(known.shape), generator, latents, device)
         model_kwargs = self.prepare_class_kwargs(labels)
         attenuation = self.scheduler.get_attenuation(known, generator)
-        noise = at_least_float32(latents)
+        noise = at_least_float32(latents) / self.scheduler.init_noise_sigma
 
         def keep_known(latents, noise, index):
             """The latents at a time of the path, with the known pixels as the forward process has them there."""
@@ -288,7 +307,7 @@ class DDMInpaintPipeline(DecoupledPipeline):
 
         # 4. Denoising loop
         with self.progress_bar(total=self.num_timesteps * (1 + num_resampling_steps)) as progress_bar:
-            for i, timestep in enumerate(self.scheduler.timesteps):
+            for i, timestep in enumerate(run):
                 if self.interrupt:
                     continue
                 t, s = times[i : i + 2]
@@ -298,41 +317,37 @@ class DDMInpaintPipeline(DecoupledPipeline):
                     kept, std = process.bridge_scales(s, t)
                     noise = (kept * noise_t + std * draw()) / process.sigma(s)
                 for again in range(num_resampling_steps, -1, -1):
-                    # a step that is taken back leaves no trace in the scheduler
-                    scheduler = copy.copy(self.scheduler) if again else self.scheduler
-                    predict = partial(self.predict, t=timestep, progress_bar=progress_bar, **model_kwargs)
                     # at first there is only noise, which tells nothing of the image
                     if reconstruction_guidance_scale > 0 and i > 0:
-                        predict = partial(
-                            self.predict_by_known,
-                            predict,
-                            known=known,
-                            is_known=~fill,
-                            scale=reconstruction_guidance_scale,
-                            t=t,
-                            factor=factors[i],
+                        model_output = self.predict_by_known(
+                            latents, timestep, known, ~fill, reconstruction_guidance_scale, *scales[i], **model_kwargs
                         )
-                    model_output = predict(latents)
-                    latents, x_0 = scheduler.step(
+                    else:
+                        model_output = self.predict(latents, timestep, **model_kwargs)
+                    progress_bar.update()
+                    latents, pred_original_sample = self.scheduler.step(
                         model_output, timestep, latents, generator=generator, return_dict=False
                     )
                     latents = keep_known(latents, noise, i + 1)
                     if again:
                         # constant attenuation is told by the image, linear by the model alone
-                        coefficients = model_output[:, : -x_0.shape[1]]
+                        coefficients = model_output[:, : -latents.shape[1]]
                         if process.attenuation == "constant":
-                            coefficients = process.coefficients(x_0)
+                            coefficients = process.coefficients(pred_original_sample)
                         mean, std = process.transition(latents * factors[i + 1], coefficients, s, t)
                         latents = ((mean + std * draw()) / factors[i]).to(latents.dtype)
                         latents = keep_known(latents, noise_t, i)
-                latents = self.call_back(
-                    callback_on_step_end, callback_on_step_end_tensor_inputs, i, timestep, latents
-                )
+                if callback_on_step_end is not None:
+                    available = {"latents": latents, "pred_original_sample": pred_original_sample}
+                    tensors = {name: available[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = (callback_on_step_end(self, i, timestep, tensors) or {}).get("latents", latents)
 
         # 5. Post-process; the known pixels as they were given
-        result = at_least_float32(latents)[..., :height, :width].cpu()
-        result = torch.where(mask > 0, (result / 2 + 0.5).clamp(0, 1), given)
-        image = self.image_processor.postprocess(result, output_type, do_denormalize=[False] * len(result))
+        image = latents
+        if output_type != "latent":
+            result = at_least_float32(latents)[..., :height, :width].cpu()
+            result = torch.where(mask > 0, (result / 2 + 0.5).clamp(0, 1), given)
+            image = self.image_processor.postprocess(result, output_type, do_denormalize=[False] * len(result))
         self.maybe_free_model_hooks()
         if not return_dict:
             return (image,)

@@ -2,7 +2,7 @@
 """What the pipelines share: their components, the checks of what they are given, and the steps."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DModel
@@ -14,7 +14,7 @@ from ..latents import decode_latents, latent_scale_factor
 from ..schedulers import DDMScheduler
 
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
@@ -30,7 +30,7 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
 
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["vae"]
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample"]
 
     # diffusers reads the types of the components from here; not all of its releases understand unions
     def __init__(self, unet: UNet2DModel, scheduler: DDMScheduler, vae: ModelMixin = None):
@@ -40,6 +40,21 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "DecoupledPipeline":
+        """
+        A pipeline with the components of another one, see [`~diffusers.DiffusionPipeline.from_pipe`].
+
+        Args:
+            pipeline ([`~diffusers.DiffusionPipeline`]): A pipeline with a `unet` and a `scheduler`.
+            kwargs: Components and options that replace those of `pipeline`.
+        """
+        # diffusers leaves out models that are not of the very class of the type hint
+        for name in ("unet", "vae"):
+            if pipeline.components.get(name) is not None:
+                kwargs.setdefault(name, pipeline.components[name])
+        return super().from_pipe(pipeline, **kwargs)
 
     @property
     def guidance_scale(self) -> float:
@@ -132,12 +147,31 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
             raise ValueError(f"`guidance_scale` is {guidance_scale!r}, but has to be a finite number.")
 
     def check_scheduler(self) -> None:
-        for name in ("attenuation", "noise_schedule"):
-            ours, theirs = self.unet.config.get(name), self.scheduler.config.get(name)
-            if ours is not None and ours != theirs:
+        """That scheduler and model belong together."""
+        if not isinstance(self.scheduler, DDMScheduler):
+            raise ValueError(
+                f"`scheduler` is a {type(self.scheduler).__name__}, but has to be a DDMScheduler: set `pipe.scheduler ="
+                " DDMScheduler.from_config(pipe.scheduler.config)`."
+            )
+        ours, theirs = self.unet.config, self.scheduler.config
+        if "attenuation" in ours:
+            wanted = {key: ours[key] for key in ("attenuation", "noise_schedule", "num_train_timesteps")}
+            for name, value in {"prediction_type": "decoupled", **wanted}.items():
+                if theirs[name] != value:
+                    options = ", ".join(f"{key}={each!r}" for key, each in wanted.items())
+                    raise ValueError(
+                        f"`scheduler` is a DDMScheduler with {name}={theirs[name]!r}, but the model needs {name}={value!r}:"
+                        f" set `pipe.scheduler = DDMScheduler({options})`."
+                    )
+        else:
+            channels = ours.in_channels
+            accepted = [channels * quantity for quantity in self.scheduler.parameterization.quantities]
+            if ours.out_channels not in accepted:
                 raise ValueError(
-                    f"`scheduler` is a {type(self.scheduler).__name__} with {name}={theirs!r}, but the model has"
-                    f" {name}={ours!r} and needs a DDMScheduler of the same."
+                    f"`unet` has {channels} input and {ours.out_channels} output channels, but with"
+                    f" `prediction_type={theirs.prediction_type!r}` the scheduler needs {' or '.join(map(str, accepted))} output"
+                    " channels. For a model of another process make the scheduler by `DDMScheduler.from_config(config)`, with"
+                    " the config of the scheduler that the model was trained with."
                 )
         config = self.scheduler.config
         if self.vae is not None and config.get("clip_sample") and config.get("clip_sample_range", 1.0) <= 1:
@@ -212,17 +246,23 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
         """Images in [-1, 1] from the final sample: itself, or what the `vae` decodes from it."""
         return latents if self.vae is None else decode_latents(self.vae, latents)
 
-    def prepare_steps(self, num_inference_steps: int, device: torch.device) -> None:
-        """Set the timesteps; without a look-up of the first one, the loop never waits for the device."""
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+    def prepare_timesteps(
+        self, num_inference_steps: int, timesteps: Sequence[float] | None, device: torch.device
+    ) -> torch.Tensor:
+        """The timesteps of a run: the given ones, or `num_inference_steps` of the scheduler's grid."""
+        if timesteps is None:
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
+        else:
+            self.scheduler.set_timesteps(timesteps=timesteps, device=device)
         self.scheduler.set_begin_index(0)
         self._num_timesteps = len(self.scheduler.timesteps)
+        return self.scheduler.timesteps
 
     # ----------------------------------------------------------------------------------------------------------- denoising
-    def predict(self, latents: torch.Tensor, t: torch.Tensor, progress_bar, **model_kwargs) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, **model_kwargs) -> torch.Tensor:
         """
-        One evaluation of the model, which the progress bar counts. With guidance its batch is twice that of the latents,
-        and so are the `model_kwargs`: first without the condition, then with it.
+        One evaluation of the model. With guidance its batch is twice that of the latents, and so are the `model_kwargs`:
+        first without the condition, then with it.
         """
         guided = self.do_classifier_free_guidance
         model_input = self.scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
@@ -230,31 +270,4 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
         if guided:
             without, with_condition = model_output.chunk(2)
             model_output = without + self.guidance_scale * (with_condition - without)
-        progress_bar.update()
         return model_output
-
-    def denoise(
-        self,
-        latents: torch.Tensor,
-        predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback: Callable | None,
-        callback_tensor_inputs: Sequence[str],
-    ) -> torch.Tensor:
-        """The final sample: all steps of the scheduler, with `predict(latents, t)` for the model."""
-        for i, t in enumerate(self.scheduler.timesteps):
-            if self.interrupt:
-                continue
-            model_output = predict(latents, t)
-            latents = self.scheduler.step(model_output, t, latents, generator=generator, return_dict=False)[0]
-            latents = self.call_back(callback, callback_tensor_inputs, i, t, latents)
-        return latents
-
-    def call_back(
-        self, callback: Callable | None, names: Sequence[str], i: int, t: torch.Tensor, latents: torch.Tensor
-    ) -> torch.Tensor:
-        """The latents after a step, or what its callback replaces them with."""
-        if callback is None:
-            return latents
-        available = {"latents": latents}
-        return (callback(self, i, t, {name: available[name] for name in names}) or {}).get("latents", latents)

@@ -1,25 +1,41 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+import copy
+import difflib
 import math
-import operator
+import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..hub import HubMixin
-from ..process import EXTRAPOLATIONS, Attenuation, DecoupledProcess, Extrapolation, NoiseSchedule, at_least_float32
-from .model_process import FLOW_SCHEDULERS, FlowProcess, VariancePreservingProcess, adopt_config
+from ..process import Attenuation, DecoupledProcess, NoiseSchedule, at_least_float32
+from . import time_grids
+from .multistep import BridgeStep, Estimate, MultistepSolver, Run
+from .parameterizations import (
+    VP_PREDICTION_TYPES,
+    Decoupled,
+    FlowMatching,
+    VarianceExploding,
+    VariancePreserving,
+    adopt_config,
+    parameterization_of,
+)
 
 
-VP_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+logger = logging.get_logger(__name__)
+
 PREDICTION_TYPES = ("decoupled", *VP_PREDICTION_TYPES, "flow_prediction")
-TIME_GRIDS = ("uniform", "power", "ratio")
+TIME_GRIDS = ("uniform", "power", "ratio", "model")
+
+# How many runs a scheduler remembers: a pipeline that is called in the callback of another one begins a run in a run.
+MAX_RUNS = 4
 
 
 @dataclass
@@ -52,6 +68,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
     `shift=2.0, clip_sample=False` is better still, at 5 steps above all (docs/benchmarks.md). The paper's sampler is
     `DDMScheduler(solver_order=1, eta=1.0, time_grid="uniform")`.
 
+    Runs may nest: a pipeline that is called in the callback of another one may share its scheduler. Threads that sample at
+    the same time need a scheduler each, as with all of diffusers' schedulers that keep the index of their step:
+    `DDMScheduler.from_config(scheduler.config)`.
+
     Args:
         num_train_timesteps (`int`, defaults to 1000): The timestep that the model is told at t = 1.
         attenuation (`"constant"` or `"linear"`, defaults to `"constant"`):
@@ -65,47 +85,53 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             config of another scheduler.
         solver_order (`int`, defaults to 2):
             1, the paper's step; or 2 or 3, which extrapolate the estimates of the clean sample from the last two or
-            three evaluations, at no further cost, and derive the noise from the result. 3 is better still with
-            `eta=0.0` on a perfect model, and worse on the trained ones that were measured.
-        extrapolation (`"time"` or `"log_snr"`, defaults to `"time"`):
-            In which variable the estimates are continued, see [`~process.DecoupledProcess.extrapolation_weights`]:
-            time, or lambda, which with `solver_order=2` and `eta=0` is DPM-Solver++(2M) (arXiv 2211.01095).
+            three evaluations, at no further cost, and derive the noise from the result
+            ([`~schedulers.multistep.BridgeStep.weights`]). 3 is better still with `eta=0.0` on a perfect model, and worse
+            on the trained ones that were measured.
         corrector (`bool`, defaults to `True`):
             Whether a step also takes the last one again with the estimate at its end, as UniPC does (arXiv 2302.04867):
-            no further evaluation. Only with `solver_order` above 1 and `extrapolation="time"`.
+            no further evaluation. Only with `solver_order` above 1.
         eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
         churn (`float`, *optional*):
             How fast noise is exchanged for fresh noise where `eta` lets it be, in multiples of the Wiener process's own
-            speed, in (0, 10] (see [`~process.DecoupledProcess.bridge_scales`]): what a network got wrong is washed out with
+            speed, in (0, 10] (see [`~schedulers.multistep.BridgeStep`]): what a network got wrong is washed out with
             the old noise. By default the square of a fifth of the number of steps, but at least 1 and at most 4, since it
             takes steps to take fresh noise away. Only with `solver_order` above 1, where the last but one step draws none
             at all.
-        time_grid (`"uniform"`, `"power"` or `"ratio"`, defaults to `"ratio"`):
-            `t_i = 1 - i / N`, the paper's; `t_i = (1 + i / (N - 1) (t_min^(1 / rho) - 1))^rho` for i < N, then 0; or
-            the times at which `sigma_t / alpha_t = (s / (1 - s))^1.25` for `s = 1 - i / (N + 1/2)`, then 0: a little
-            more of the steps near both ends than with steps of equal size on flow matching's straight path, of exponent 1.
+        time_grid (`"uniform"`, `"power"`, `"ratio"` or `"model"`, defaults to `"ratio"`):
+            The times of the evaluations, see [`~schedulers.time_grids`]: equal steps of t, the paper's; a power of equal
+            steps down to `t_min`; a little more of the steps near both ends; or equal steps in the model's own timesteps,
+            diffusers' `timestep_spacing="trailing"`, with which the `strength` of image-to-image and inpainting pipelines
+            means the same noise as with diffusers' schedulers.
         rho (`float`, defaults to 2.0): Exponent of the power grid, above 0. 1 gives equal steps down to `t_min`.
         t_min (`float`, defaults to 1e-4): Last time of the power grid at which the model is evaluated, in (0, 1).
         clip_sample (`bool`, defaults to `True`):
             Whether to clip the estimate of the clean sample; with linear attenuation the slope is clipped to [-1, 1]
             instead, the range that it is drawn from in training.
-        clip_sample_range (`float`, defaults to 1.0): The largest magnitude of a clean sample.
+        clip_sample_range (`float`, defaults to 1.0): The largest magnitude of a clean sample, above 0.
         beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr:
             As in [`~diffusers.DDPMScheduler`]: the process that an `"epsilon"`, `"sample"` or `"v_prediction"` model was
             trained on. Unused otherwise.
         thresholding, dynamic_thresholding_ratio, sample_max_value:
-            As in [`~diffusers.DDPMScheduler`], for these models; replaces `clip_sample`.
+            As in [`~diffusers.DDPMScheduler`]; replaces `clip_sample`. Not with linear attenuation.
         shift (`float`, defaults to 1.0):
             What `sigma_t / alpha_t` is multiplied with at all times of the grid, as in
             [`~diffusers.FlowMatchEulerDiscreteScheduler`]: above 1 there are more steps at much noise. 2 is
             better at 5 steps on the trained models that were measured, and 0.6 with `eta=0.0` on a perfect one. That of
             a `"flow_prediction"` model comes from its config, with the other options of that scheduler.
+        trained_with (`str`, *optional*):
+            The scheduler of diffusers that the model was trained with, whose numbers describe its process. Set by
+            [`~DDMScheduler.from_config`]. `None` is `DDPMScheduler`, or `FlowMatchEulerDiscreteScheduler` for velocities.
 
     Raises:
-        ValueError: an argument has a value that is not accepted or contradicts another one.
+        ValueError: An argument has a value that is not accepted or contradicts another one.
     """
 
-    _compatibles = [*(scheduler.name for scheduler in KarrasDiffusionSchedulers), *FLOW_SCHEDULERS]
+    _compatibles = [
+        *(scheduler.name for scheduler in KarrasDiffusionSchedulers),
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+    ]
     order = 1
 
     @register_to_config
@@ -116,11 +142,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         noise_schedule: NoiseSchedule = "sqrt",
         prediction_type: Literal["decoupled", "epsilon", "sample", "v_prediction", "flow_prediction"] = "decoupled",
         solver_order: Literal[1, 2, 3] = 2,
-        extrapolation: Extrapolation = "time",
         corrector: bool = True,
         eta: float = 1.0,
         churn: float | None = None,
-        time_grid: Literal["uniform", "power", "ratio"] = "ratio",
+        time_grid: Literal["uniform", "power", "ratio", "model"] = "ratio",
         rho: float = 2.0,
         t_min: float = 1e-4,
         clip_sample: bool = True,
@@ -134,72 +159,39 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
         shift: float = 1.0,
+        trained_with: str | None = None,
     ):
         self.process = DecoupledProcess(attenuation, noise_schedule)
         _check(
-            _whole(num_train_timesteps) and num_train_timesteps >= 1,
-            "a whole number of 1 or more",
-            num_train_timesteps=num_train_timesteps,
+            _is_index(num_train_timesteps, 1), "a whole number of 1 or more", num_train_timesteps=num_train_timesteps
         )
         _check(prediction_type in PREDICTION_TYPES, f"one of {PREDICTION_TYPES}", prediction_type=prediction_type)
         _check(solver_order in (1, 2, 3), "1, 2 or 3", solver_order=solver_order)
-        _check(extrapolation in EXTRAPOLATIONS, f"one of {EXTRAPOLATIONS}", extrapolation=extrapolation)
-        _check(
-            solver_order < 3 or extrapolation == "time",
-            "1 or 2 with `extrapolation='log_snr'`",
-            solver_order=solver_order,
-        )
-        _check(0 <= eta <= 1, "in [0, 1]", eta=eta)
-        _check(churn is None or 0 < churn <= 10, "None or in (0, 10]", churn=churn)
+        _check(_is_number(eta) and 0 <= eta <= 1, "in [0, 1]", eta=eta)
+        _check(churn is None or (_is_number(churn) and 0 < churn <= 10), "None or in (0, 10]", churn=churn)
         _check(time_grid in TIME_GRIDS, f"one of {TIME_GRIDS}", time_grid=time_grid)
-        _check(rho > 0, "above 0", rho=rho)
-        _check(0 < t_min < 1, "in (0, 1)", t_min=t_min)
-        _check(clip_sample_range > 0, "above 0", clip_sample_range=clip_sample_range)
-        _check(shift > 0, "above 0", shift=shift)
+        _check(_is_number(t_min) and 0 < t_min < 1, "in (0, 1)", t_min=t_min)
+        for name, value in (("rho", rho), ("clip_sample_range", clip_sample_range), ("shift", shift)):
+            _check(_is_number(value) and 0 < value < math.inf, "a finite number above 0", **{name: value})
+        if attenuation == "linear":
+            reason = "with `attenuation='linear'`"
+            _check(prediction_type == "decoupled", f"'decoupled' {reason}", prediction_type=prediction_type)
+            _check(not thresholding, f"False {reason}", thresholding=thresholding)
+        self._describe_model()
 
-        # The process that the model was trained on, if it is another one
-        self.model_process = None
-        if prediction_type != "decoupled":
-            _check(
-                attenuation == "constant",
-                f"'constant' with `prediction_type={prediction_type!r}`",
-                attenuation=attenuation,
-            )
-        if prediction_type in VP_PREDICTION_TYPES:
-            self.model_process = VariancePreservingProcess(
-                prediction_type,
-                {
-                    "num_train_timesteps": num_train_timesteps,
-                    "beta_start": beta_start,
-                    "beta_end": beta_end,
-                    "beta_schedule": beta_schedule,
-                    "trained_betas": trained_betas,
-                    "rescale_betas_zero_snr": rescale_betas_zero_snr,
-                    "thresholding": thresholding,
-                    "dynamic_thresholding_ratio": dynamic_thresholding_ratio,
-                    "sample_max_value": sample_max_value,
-                },
-            )
-        elif prediction_type == "flow_prediction":
-            self.model_process = FlowProcess({"num_train_timesteps": num_train_timesteps, "shift": shift})
-
-        # Standard deviation of the initial noise: x_1 is pure noise and sigma_1 = 1.
-        self.init_noise_sigma = 1.0
-
-        # Settable values. Until `set_timesteps` is called, the timesteps are those of whole training indices.
-        self.num_inference_steps = None
-        if self.model_process is None:
-            self.timesteps = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float32)
+    def _describe_model(self) -> None:
+        """Set what depends on the process that the model was trained on."""
+        if self.config.prediction_type == "decoupled":
+            T, clip_slope = self.config.num_train_timesteps, self.config.clip_sample
+            self.parameterization = Decoupled(self.process, T, clip_slope)
         else:
-            self.timesteps = self.model_process.all_timesteps
-        # The times t in [0, 1] of the steps and the final 0, as numbers: nothing waits for the device that has `timesteps`.
-        self._times = None
-        # How much of image and noise the samples hold at these times, where it is not `(alpha_t, sigma_t)`
-        self._scales = None
+            self.parameterization = parameterization_of(self.config)
+        self.init_noise_sigma = self.parameterization.init_noise_sigma
+        self.num_inference_steps = None
+        # the newest run first; until `set_timesteps` there is one without steps
+        self._runs = [Run(self.parameterization.all_timesteps, [], [], [], [], [])]
         self._step_index = None
         self._begin_index = None
-        self._estimates = []
-        self._last_step = None
 
     @classmethod
     def from_config(cls, config: dict, return_unused_kwargs: bool = False, **kwargs):
@@ -212,21 +204,75 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         Args:
             config (`dict`): The config of a scheduler, as `pipe.scheduler.config`.
             return_unused_kwargs (`bool`, defaults to `False`): Whether to return the keys that are not used as well.
-            kwargs: Options that replace those of the config.
+            kwargs: Options that replace those of the config. An unknown one is a warning.
 
         Raises:
-            ValueError: the config is that of a scheduler whose models mix image and noise in a way that is not known.
+            ValueError: The config is that of a scheduler whose models mix image and noise in a way that is not known.
         """
         config = adopt_config(config, cls._get_init_keys(cls))
+        if "extrapolation" in config:  # an option of release 0.1.0
+            config = dict(config)
+            if config.pop("extrapolation") != "time":
+                logger.warning(
+                    "`extrapolation='log_snr'` is no option any more; `DPMSolverMultistepScheduler` has it."
+                )
+        options = cls._get_init_keys(cls)
+        for name in kwargs.keys() - options - {"dtype"} if not return_unused_kwargs else ():
+            similar = difflib.get_close_matches(name, options, n=1)
+            hint = f" Did you mean `{similar[0]}`?" if similar else ""
+            logger.warning(f"`{name}` is no option of {cls.__name__} and is ignored.{hint}")
         result = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-        scheduler = result[0] if return_unused_kwargs else result
-        if isinstance(scheduler.model_process, FlowProcess):
-            scheduler.model_process = FlowProcess(scheduler.config)
+        # the options that only the other scheduler has are in the config now
+        (result[0] if return_unused_kwargs else result)._describe_model()
         return result
+
+    # ----------------------------------------------------------------------------------------- what stock pipelines read
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """
+        The timesteps of the newest run, of shape `(num_steps,)`. A part of them may be assigned: the steps then go from each
+        of its timesteps to the next one, and from the last one to 0.
+        """
+        return self._runs[0].timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: torch.Tensor) -> None:
+        run, values = self._runs[0], timesteps.tolist()
+        chosen = [self.index_for_timestep(value) for value in values]
+        _check(
+            chosen == sorted(set(chosen)), "in the order of the timesteps that `set_timesteps` made", timesteps=values
+        )
+        times = [run.times[i] for i in chosen]
+        path_scales = [run.path_scales[i] for i in chosen]
+        self._runs[0] = self._plan(timesteps, values, times, [run.scales[i] for i in chosen], path_scales)
+        self._step_index = None
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """The noise levels of the run and a final 0, of flow matching and EDM models; others do not have the attribute."""
+        if not isinstance(self.parameterization, (FlowMatching, VarianceExploding)):
+            raise AttributeError("only flow matching and EDM models have sigmas")
+        run = self._runs[0]
+        if not run.steps:
+            return self.parameterization.scheduler.sigmas
+        return torch.tensor([b for _, b in run.scales], dtype=torch.float32, device=run.timesteps.device)
+
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        """`alphas_cumprod` of the scheduler that an `"epsilon"`, `"sample"` or `"v_prediction"` model was trained with."""
+        if not isinstance(self.parameterization, VariancePreserving):
+            raise AttributeError("only models of variance-preserving processes have alphas_cumprod")
+        return torch.tensor(self.parameterization.a, dtype=torch.float64, device="cpu").square().float()
+
+    @property
+    def betas(self) -> torch.Tensor:
+        """The `betas` that belong to `alphas_cumprod`."""
+        alphas_cumprod = self.alphas_cumprod
+        return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
 
     @property
     def step_index(self) -> int | None:
-        """The index of the current timestep; increases by 1 with each [`~DDMScheduler.step`]."""
+        """The index of the next step; increases by 1 with each [`~DDMScheduler.step`]."""
         return self._step_index
 
     @property
@@ -236,24 +282,37 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """
-        Set the index of the first timestep. A pipeline that calls this spares the look-up of its first timestep, which
-        waits for the device.
+        Set the index of the first timestep, as pipelines do. It counts where a step cannot tell its index from its timestep
+        without waiting for the device: for a copy of a timestep that lies there.
 
         Args:
-            begin_index (`int`, defaults to 0): The index into `timesteps`.
+            begin_index (`int`, defaults to 0): The index into `timesteps`, from 0 to their number.
+
+        Raises:
+            ValueError: `begin_index` is not as above.
         """
+        num_steps = len(self.timesteps)
+        _check(
+            _is_index(begin_index, 0) and begin_index <= num_steps,
+            f"a whole number in [0, {num_steps}]",
+            begin_index=begin_index,
+        )
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """
-        Return the sample as it is, for interchangeability with schedulers that scale the model's input.
+        The model's input at a sample: the sample itself, or `c_in` times the sample for EDM models.
 
         Args:
             sample (`torch.Tensor`): The input sample.
             timestep (`float` or `torch.Tensor`, *optional*): The current timestep.
         """
-        return sample
+        if not isinstance(self.parameterization, VarianceExploding):
+            return sample
+        run, index = self._init_step_index(timestep)
+        return self.parameterization.scale_input(sample, run.scales[index][1])
 
+    # ----------------------------------------------------------------------------------------------------------- the plan
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -261,6 +320,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         timesteps: Sequence[float] | torch.Tensor | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: None = None,
     ) -> None:
         """
         Set the timesteps of a run. Each costs exactly one evaluation of the model; the last step ends at t = 0.
@@ -272,78 +332,159 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
                 Custom timesteps instead, strictly falling, in (0, num_train_timesteps]; for `"epsilon"`, `"sample"` and
                 `"v_prediction"` models whole numbers in [0, num_train_timesteps).
             sigmas (`Sequence[float]`, *optional*):
-                Custom noise levels instead, for `"flow_prediction"` models, strictly falling, in (0, 1].
-            mu (`float`, *optional*): For `"flow_prediction"` models that shift the noise levels by resolution.
+                Custom noise levels instead, for flow matching models, strictly falling, in (0, 1], with or without a final
+                0; for EDM models what their scheduler takes. With `timesteps` as well, a flow matching model is told these.
+            mu (`float`, *optional*): For flow matching models that shift the noise levels by resolution.
+            original_inference_steps (`None`): Pipelines of LCMs pass it; anything else is refused.
 
         Raises:
-            ValueError: none of `num_inference_steps`, `timesteps` and `sigmas` is given, or two that contradict each
-                other, or one is not as above.
+            ValueError: None of `num_inference_steps`, `timesteps` and `sigmas` is given, or two that contradict each
+                other, or one is not as above. The former timesteps stay then.
         """
+        _check(original_inference_steps is None, "None", original_inference_steps=original_inference_steps)
         custom = [given for given in (timesteps, sigmas) if given is not None]
-        if num_inference_steps is None:
-            accepted = len(custom) == 1
-        else:
-            accepted = not custom or (len(custom) == 1 and sigmas is not None and len(sigmas) == num_inference_steps)
-        if not accepted:
+        lengths = {len(given) for given in custom} | ({num_inference_steps} - {None})
+        if len(lengths) != 1:
             raise ValueError(
                 f"`num_inference_steps` is {num_inference_steps}, `timesteps` is {timesteps} and `sigmas` is {sigmas}, but"
-                " exactly one of them has to be given."
+                " exactly one of them has to be given, or several of one length."
             )
-        times = None
-        if not custom:
+        if custom:
+            new, a, b = self.parameterization.custom(timesteps, sigmas, mu)
+        else:
             _check(
-                _whole(num_inference_steps) and num_inference_steps >= 1,
+                _is_index(num_inference_steps, 1),
                 "a whole number of 1 or more",
                 num_inference_steps=num_inference_steps,
             )
-            times = self._grid(int(num_inference_steps))
-            if self.config.shift != 1 and self.config.prediction_type != "flow_prediction":  # these shift their own
-                times = self.process.time(self.process.alpha(times), self.config.shift * self.process.sigma(times))
-            times = times.tolist()
-
-        scales = None
-        if self.model_process is not None:
-            new, scales = self.model_process.discretize(times, self.process, timesteps, sigmas=sigmas, mu=mu)
-            times = [self.process.time(a, b) for a, b in scales]
-            if not custom:
-                times[0] = 1.0  # pure noise, wherever the model is asked about it
-            scales = [*scales, (1.0, 0.0)]
-        else:
-            T = self.config.num_train_timesteps
-            for name, value in (("sigmas", sigmas), ("mu", mu)):
-                _check(value is None, "None with `prediction_type='decoupled'`", **{name: value})
-            if timesteps is not None:
-                given = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu") / T
-                # in the precision that the model is told them
-                falling = given.ndim == 1 and len(given) > 0 and bool((given.float().diff() < 0).all())
-                _check(
-                    falling and bool(given[0] <= 1) and bool(given[-1] > 0),
-                    f"strictly falling numbers in (0, {T}]",
-                    timesteps=timesteps,
-                )
-                times = given.tolist()
-            new = torch.tensor(times, dtype=torch.float64).mul(T).float()
-
+            new, a, b = self.parameterization.discretize(self._times(int(num_inference_steps)), self.process, mu)
+        scales = list(zip(a.tolist(), b.tolist(), strict=True))
+        times = [self.process.time(*each) for each in scales]
+        path_scales = [self.path_scale(*each) for each in scales]
+        if not custom:  # it starts from pure noise, wherever the model is asked about it
+            times[0], path_scales[0] = 1.0, 1 / self.init_noise_sigma
         self.num_inference_steps = len(times)
-        self.timesteps = new.to(device)
-        self._times = [*times, 0.0]
-        self._scales = scales
+        run = self._plan(new.to(device), new.tolist(), times, scales, path_scales)
+        under_way = [other for other in self._runs if other.steps and not other.has_ended]
+        self._runs = [run, *under_way][:MAX_RUNS]
         self._step_index = None
         self._begin_index = None
-        self._estimates = []
-        self._last_step = None
 
-    def _grid(self, num_steps: int) -> torch.Tensor:
-        i = torch.arange(num_steps, dtype=torch.float64)
-        if self.config.time_grid == "uniform":
-            return 1 - i / num_steps
-        if self.config.time_grid == "ratio":
-            s = 1 - i / (num_steps + 0.5)
-            return self.process.time((1 - s) ** 1.25, s**1.25)
-        rho, t_min = self.config.rho, self.config.t_min
-        fraction = i / max(num_steps - 1, 1)
-        # as a blend, which ends at t_min even where t_min^(1 / rho) is lost beside 1
-        return ((1 - fraction) + fraction * t_min ** (1 / rho)) ** rho
+    def path_scale(self, a: float, b: float) -> float:
+        """The factor that brings a sample `a x_0 + b eps` to the decoupled path, `alpha_t x_0 + sigma_t eps`."""
+        t = self.process.time(a, b)
+        factor = (self.process.alpha(t) + self.process.sigma(t)) / (a + b)
+        return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-12) else factor
+
+    def _times(self, num_steps: int) -> list[float]:
+        """The times of the grid."""
+        config, process = self.config, self.process
+        if config.time_grid == "uniform":
+            times = time_grids.uniform(num_steps)
+        elif config.time_grid == "power":
+            times = time_grids.power(num_steps, config.rho, config.t_min)
+        elif config.time_grid == "ratio":
+            times = time_grids.ratio(num_steps, process)
+        else:
+            scales = self.parameterization.scales(self.parameterization.uniform_timesteps(num_steps))
+            times = process.time(*scales).tolist()
+        if isinstance(self.parameterization, FlowMatching):  # these shift their own
+            return times
+        return time_grids.shifted(times, process, config.shift)
+
+    def _plan(
+        self,
+        timesteps: torch.Tensor,
+        values: list[float],
+        times: list[float],
+        scales: list[tuple[float, float]],
+        path_scales: list[float],
+    ) -> Run:
+        """A run over these timesteps and then to 0."""
+        times = [*times, 0.0]
+        steps = []
+        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+            eta, churn = self.config.eta, 1.0
+            if self.config.solver_order > 1:
+                if i == len(times) - 3:  # the last but one; the last step draws no noise in any case
+                    eta = 0.0
+                churn = self.config.churn or min(max((self.num_inference_steps / 5) ** 2, 1), 4)
+            steps.append(BridgeStep(self.process, s, t, eta, churn) if t > 0 else None)
+        solver = (
+            MultistepSolver(self.config.solver_order, self.config.corrector) if self.config.solver_order > 1 else None
+        )
+        return Run(timesteps, values, times, [*scales, (1.0, 0.0)], [*path_scales, 1.0], steps, solver)
+
+    def index_for_timestep(
+        self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
+    ) -> int:
+        """
+        The index of a timestep, by its value; a tensor on a device is waited for.
+
+        Args:
+            timestep (`float` or `torch.Tensor` of one entry, or of equal ones): The timestep.
+            schedule_timesteps (`torch.Tensor`, *optional*): Where to look, `timesteps` by default.
+
+        Raises:
+            ValueError: It is none of them.
+        """
+        values = self._runs[0].values if schedule_timesteps is None else schedule_timesteps.tolist()
+        timestep = timestep.flatten()[:1] if torch.is_tensor(timestep) else torch.tensor([timestep])
+        value = float(timestep.float())  # in the precision of the timesteps
+        if value not in values:
+            raise ValueError(f"`timestep` is {value}, but has to be one of `timesteps`: {values}.")
+        return values.index(value)
+
+    def _init_step_index(self, timestep: float | torch.Tensor) -> tuple[Run, int]:
+        """
+        The run and the index of a timestep.
+
+        A loop over `timesteps` passes views of it, whose place in memory tells both at no cost. Numbers and tensors on the
+        CPU are looked up. A copy of a timestep on another device would have to be waited for: it is taken for the next one.
+        """
+        if torch.compiler.is_compiling() and self._step_index is not None:
+            return self._runs[0], self._step_index
+        if self.num_inference_steps is None:
+            raise ValueError("`num_inference_steps` is None: call `set_timesteps` before `step`.")
+        for run in self._runs:
+            index = None if torch.compiler.is_compiling() else run.index_of_view(timestep)
+            if index is not None:
+                return run, index
+        index = self._begin_index if self._step_index is None else self._step_index
+        on_device = torch.is_tensor(timestep) and timestep.device.type != "cpu"
+        if index is None or not (on_device or torch.compiler.is_compiling()):
+            index = self.index_for_timestep(timestep)
+        if index >= len(self._runs[0].steps):
+            raise ValueError(
+                f"`step` was called more often than the {len(self._runs[0].steps)} times that `set_timesteps` has"
+                " prepared. Call `set_timesteps` again before the next run."
+            )
+        return self._runs[0], index
+
+    # ----------------------------------------------------------------------------------------------------------- the step
+    def convert_model_output(
+        self, model_output: torch.Tensor, sample: torch.Tensor, a: float | torch.Tensor, b: float | torch.Tensor
+    ) -> Estimate:
+        """
+        What a model output says about the sample `a x_0 + b eps`, with the clean sample clipped as the config has it.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(batch_size, quantities * channels, ...)`): As in [`~DDMScheduler.step`].
+            sample (`torch.Tensor` of shape `(batch_size, channels, ...)`): The sample, in float32 or better.
+            a, b (`float` or `torch.Tensor` that broadcasts against `sample`): How much of image and noise it holds.
+
+        Returns:
+            [`~schedulers.multistep.Estimate`]: clean sample, noise, and for linear attenuation the coefficients.
+        """
+        estimate = self.parameterization.estimate(at_least_float32(model_output), sample, a, b)
+        if estimate.coefficients is not None:
+            return estimate
+        if self.config.thresholding:
+            return estimate._replace(x_0=DDPMScheduler._threshold_sample(self, estimate.x_0))
+        if self.config.clip_sample:
+            limit = self.config.clip_sample_range
+            return estimate._replace(x_0=estimate.x_0.clamp(-limit, limit))
+        return estimate
 
     def step(
         self,
@@ -352,176 +493,153 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        prev_timestep: float | torch.Tensor | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         **kwargs,
     ) -> DDMSchedulerOutput | tuple:
         """
-        Take one reverse step, from the current timestep to the next one, or to the clean sample after the last.
+        Take one reverse step, from a timestep to the next one, or to the clean sample after the last.
 
-        The step is the posterior of the process, [`~process.DecoupledProcess.posterior`], at the clean sample, the
-        coefficients and the noise that the model estimates. With constant attenuation the coefficients are derived
-        again from the estimate of the clean sample, `c = -x_0`, whether or not clipping changed it. The arithmetic
-        runs in float32, or in float64 if the sample does.
+        The step is [`~schedulers.multistep.BridgeStep`] at the clean sample, the coefficients and the noise that the model
+        estimates. With constant attenuation the coefficients are derived again from the estimate of the clean sample,
+        `c = -x_0`, whether or not clipping changed it. The arithmetic runs in float32, or in float64 if the sample does.
+
+        A step may be taken back and taken again. A timestep that was left out restarts the solver at first order.
 
         Args:
             model_output (`torch.Tensor` of shape `(batch_size, (num_coefficients + 1) * channels, ...)`):
-                Attenuation coefficients and noise, concatenated on dim 1.
+                Attenuation coefficients and noise, concatenated on dim 1. Of a model of another process its prediction, of
+                the shape of `sample`; learned variances may follow on dim 1, and are not used.
             timestep (`float` or `torch.Tensor`): The current timestep, an entry of `timesteps`.
             sample (`torch.Tensor` of shape `(batch_size, channels, ...)`): The current sample.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 For the fresh noise; a list has one generator for each sample of the batch.
             return_dict (`bool`, defaults to `True`): Whether to return a [`DDMSchedulerOutput`] instead of a tuple.
+            prev_timestep (`float` or `torch.Tensor`, *optional*):
+                The next timestep, which pipelines of unCLIP pass. It has to be the one that follows in `timesteps`.
+            per_token_timesteps (`torch.Tensor` of shape `(batch_size, num_tokens)`, *optional*):
+                For flow matching and samples `(batch_size, num_tokens, channels)`: the timestep of each token. Tokens at
+                `timestep` take the step; others take Euler's to the next of `timesteps`. The model output is then `x_0 - eps`,
+                as in [`~diffusers.FlowMatchEulerDiscreteScheduler`].
             kwargs: `eta` and `use_clipped_model_output` have no effect; `DDIMPipeline` passes them to every scheduler. The
                 scheduler's own `eta` is that of its config.
 
         Returns:
-            [`DDMSchedulerOutput`] or `(prev_sample, pred_original_sample)`, in the dtype of `sample`.
+            [`DDMSchedulerOutput`] or `(prev_sample, pred_original_sample)`, in the higher of the dtypes of `sample` and
+            `model_output`.
 
         Raises:
-            ValueError: `set_timesteps` was not called, all its steps were taken, `timestep` is none of them,
-                `model_output` has not the shape above, or the list of generators has a wrong length.
+            ValueError: `set_timesteps` was not called, `timestep` is none of its timesteps, `model_output` has not the shape
+                above, or the list of generators has a wrong length. The scheduler stays as it was.
         """
         self._check_step(model_output, sample, generator, kwargs)
-        if self._step_index is None:
-            self._step_index = self._begin_index if self._begin_index is not None else self._index_of(timestep)
-        if self._step_index >= self.num_inference_steps:
-            raise ValueError(
-                f"`step` was called more often than the {self.num_inference_steps} times that `set_timesteps` has"
-                " prepared. Call `set_timesteps` again before the next run."
+        if per_token_timesteps is not None:
+            _check(
+                isinstance(self.parameterization, FlowMatching) and per_token_timesteps.shape == sample.shape[:2],
+                f"of shape {tuple(sample.shape[:2])}, for a flow matching model",
+                per_token_timesteps=tuple(per_token_timesteps.shape),
             )
-        t, s = self._times[self._step_index : self._step_index + 2]
-        x_t, model_output = at_least_float32(sample), at_least_float32(model_output)
+        run, i = self._init_step_index(timestep)
+        if prev_timestep is not None and i + 1 < len(run.steps):
+            following = self.index_for_timestep(prev_timestep)
+            _check(following == i + 1, f"the timestep after {run.values[i]}", prev_timestep=prev_timestep)
+        dtype = torch.promote_types(sample.dtype, model_output.dtype)
+        x, (a, b), bridge = at_least_float32(sample), run.scales[i], run.steps[i]
+        if per_token_timesteps is not None:
+            model_output = -model_output
 
-        if self._scales is None:
-            x_0, coefficients, noise = self._estimate(model_output, x_t, t)
+        if bridge is None:  # from 0 to 0
+            prev_sample = x_0 = x.clone()
         else:
-            (a, b), (_, next_b) = self._scales[self._step_index : self._step_index + 2]
-            x_0, coefficients, noise = self._estimate_by_other_process(model_output, x_t, a, b)
-            if t < 1:
-                x_t = x_t * (self.process.sigma(t) / b)
-            else:  # nothing else is in it
-                noise = x_t
-        if self.config.solver_order > 1:
-            x_t, x_0, coefficients = self._extrapolate(x_0, coefficients, x_t, t, s)
-            prev_sample, std = self.process.reverse(x_t, x_0, coefficients, s, t, *self._stochasticity)
-        else:
-            prev_sample, std = self.process.posterior(x_0, coefficients, noise, s, t, *self._stochasticity)
-        if std > 0:
-            fresh_noise = randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
-            prev_sample.add_(fresh_noise, alpha=std)
-        if self._scales is not None and s > 0:
-            prev_sample = prev_sample * (next_b / self.process.sigma(s))
+            estimate = self.convert_model_output(model_output, x, a, b)
+            x_t = x if run.path_scales[i] == 1 else x * run.path_scales[i]
+            if run.solver is None:
+                if bridge.t == 1 and not self._predicts_both:  # there is nothing but noise
+                    estimate = estimate._replace(noise=x_t)
+                x_0, prev_sample = estimate.x_0, bridge.from_noise(estimate)
+            else:
+                x_t, x_0, coefficients = run.solver.update(i, run.steps, x_t, estimate)
+                prev_sample = bridge.from_sample(x_t, x_0, coefficients)
+            if bridge.std > 0:
+                fresh_noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+                prev_sample = prev_sample.add_(fresh_noise, alpha=bridge.std)
+            if run.path_scales[i + 1] != 1:
+                prev_sample = prev_sample / run.path_scales[i + 1]
+        if per_token_timesteps is not None:
+            prev_sample = self._step_tokens(run, i, model_output, x, per_token_timesteps, prev_sample)
 
-        self._step_index += 1
-        prev_sample, x_0 = prev_sample.to(sample.dtype), x_0.to(sample.dtype)
+        self._step_index = i + 1
+        if i + 1 == len(run.steps):
+            run.end()
         if not return_dict:
-            return (prev_sample, x_0)
-        return DDMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
+            return (prev_sample.to(dtype), x_0.to(dtype))
+        return DDMSchedulerOutput(prev_sample=prev_sample.to(dtype), pred_original_sample=x_0.to(dtype))
 
-    def _estimate(
-        self, model_output: torch.Tensor, x_t: torch.Tensor, t: float
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """The clean sample, the coefficients (`None` where the sample tells them) and the noise that the model sees."""
-        channels = x_t.shape[1]
-        coefficients, noise = model_output[:, :-channels], model_output[:, -channels:]
-        if self.config.attenuation == "linear":
-            if self.config.clip_sample:
-                k, c = coefficients.chunk(2, dim=1)
-                coefficients = torch.cat([k.clamp(-1, 1), c], dim=1)
-            return self.process.clean(x_t, coefficients, noise, t), coefficients, noise
-        x_0 = self.process.clean(x_t, coefficients, noise, t)
-        if self.config.clip_sample:
-            x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x_0, None, noise
+    def _step_tokens(
+        self,
+        run: Run,
+        index: int,
+        model_output: torch.Tensor,
+        x: torch.Tensor,
+        per_token_timesteps: torch.Tensor,
+        prev_sample: torch.Tensor,
+    ) -> torch.Tensor:
+        """`prev_sample` for the tokens of the run's own timestep, and Euler's step for those at other ones."""
+        near = 1e-3  # timesteps that pipelines compute again differ by roundings
+        timesteps = at_least_float32(per_token_timesteps)
+        following = torch.tensor([*run.values, 0.0], dtype=timesteps.dtype, device=timesteps.device)
+        following = torch.where(following < timesteps[..., None] - near, following, 0.0).amax(dim=-1)
+        a, b = (scale[..., None] for scale in self.parameterization.scales(timesteps))
+        next_a, next_b = (scale[..., None] for scale in self.parameterization.scales(following))
+        estimate = self.convert_model_output(model_output, x, a, b)
+        own = ((timesteps - run.values[index]).abs() < near)[..., None]
+        return torch.where(own, prev_sample, next_a * estimate.x_0 + next_b * estimate.noise)
 
-    def _estimate_by_other_process(
-        self, model_output: torch.Tensor, x: torch.Tensor, a: float, b: float
-    ) -> tuple[torch.Tensor, None, torch.Tensor]:
-        """The same of a model that was trained on another process, at `x = a x_0 + b eps`."""
-        x_0, noise = self.model_process.estimate(model_output, x, a, b)
-        if self.config.thresholding:
-            x_0 = self.model_process.threshold(x_0)
-        elif self.config.clip_sample:
-            x_0 = x_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x_0, None, noise
-
-    def _extrapolate(
-        self, x_0: torch.Tensor, coefficients: torch.Tensor | None, x_t: torch.Tensor, t: float, s: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """
-        `x_t`, corrected by what the model has told since, and the clean sample and the coefficients extrapolated from the
-        last evaluations, as many as there are up to the order of the solver.
-        """
-        self._estimates = [(t, x_0, coefficients), *self._estimates][: self.config.solver_order]
-        if self._last_step is not None:
-            x_t = self._correct(x_t, t)
-        x_0, coefficients = self._mean_estimate(s, t, *self._stochasticity)
-        if self.config.corrector and self.config.extrapolation == "time":
-            self._last_step = (t, x_0, coefficients, self._stochasticity)
-        return x_t, x_0, coefficients
-
-    @property
-    def _stochasticity(self) -> tuple[float, float]:
-        """`eta` and `churn` of the current step."""
-        if self.config.solver_order == 1:
-            return self.config.eta, 1.0
-        if self._step_index == self.num_inference_steps - 2:
-            return 0.0, 1.0
-        churn = self.config.churn
-        return self.config.eta, min(max((self.num_inference_steps / 5) ** 2, 1), 4) if churn is None else churn
-
-    def _mean_estimate(self, s: float, t: float, eta: float, churn: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The clean sample and the coefficients that stand for the step from t to s, by all estimates that are kept."""
-        times, images, attenuations = zip(*self._estimates, strict=True)
-        weights = self.process.extrapolation_weights(s, times, self.config.extrapolation, t, eta, churn)
-        coefficients = None if attenuations[0] is None else _weighted_sum(weights, attenuations)
-        return _weighted_sum(weights, images), coefficients
-
-    def _correct(self, x_t: torch.Tensor, t: float) -> torch.Tensor:
-        """
-        `x_t` as the last step would have made it, had it known the estimate at its end. The step is linear in the
-        estimates, so the same noise is kept.
-        """
-        start, used_x_0, used_coefficients, stochasticity = self._last_step
-        x_0, coefficients = self._mean_estimate(t, start, *stochasticity)
-        x_0 = x_0 - used_x_0
-        coefficients = None if coefficients is None else coefficients - used_coefficients
-        return self.process.correct(x_t, x_0, coefficients, t, start, *stochasticity)
-
-    def _index_of(self, timestep: float | torch.Tensor) -> int:
-        timestep, timesteps = float(timestep), self.timesteps.tolist()
-        for index, each in enumerate(timesteps):
-            # pipelines may hold them in another precision
-            if math.isclose(each, timestep, rel_tol=1e-6):
-                return index
-        raise ValueError(f"`timestep` is {timestep}, but has to be one of `timesteps`: {timesteps}.")
-
-    def _check_step(self, model_output, sample, generator, unknown):
-        if self.num_inference_steps is None:
-            raise ValueError("`num_inference_steps` is None: call `set_timesteps` before `step`.")
+    def _check_step(self, model_output, sample, generator, unknown) -> None:
         for name in unknown.keys() - {"eta", "use_clipped_model_output"}:
             raise TypeError(f"`step` got an unexpected keyword argument {name!r}.")
         _check(sample.ndim >= 2, "of shape (batch_size, channels, ...)", sample=tuple(sample.shape))
-        quantities = self.process.num_coefficients + 1 if self.model_process is None else 1
-        expected = (sample.shape[0], quantities * sample.shape[1], *sample.shape[2:])
-        if tuple(model_output.shape) != expected:
-            what = ": coefficients and noise, concatenated on dim 1" if quantities > 1 else ""
-            hint = ""
-            if quantities > 1 and model_output.shape == sample.shape:
+        for name, tensor in (("sample", sample), ("model_output", model_output)):
+            if not tensor.is_floating_point():
+                raise ValueError(f"`{name}` has the dtype {tensor.dtype}, but has to have a floating point one.")
+        quantities = self.parameterization.quantities
+        accepted = [(sample.shape[0], n * sample.shape[1], *sample.shape[2:]) for n in quantities]
+        if tuple(model_output.shape) not in accepted:
+            what, hint = "", ""
+            if self._predicts_both:
+                what = ": coefficients and noise, concatenated on dim 1"
+                if model_output.shape == sample.shape:
+                    hint = (
+                        " A model that predicts one quantity, such as DDPM's, needs `DDMScheduler.from_config(config)` with"
+                        " the config of the scheduler that it was trained with."
+                    )
+            elif tuple(model_output.shape) == (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:]):
                 hint = (
-                    " A model that predicts one quantity, such as DDPM's, needs `DDMScheduler.from_config(config)` with"
-                    " the config of the scheduler that it was trained with."
+                    " A model that also predicts variances needs the config of a scheduler with `variance_type='learned'` or"
+                    " 'learned_range'; a decoupled model needs `prediction_type='decoupled'`."
                 )
             raise ValueError(
                 f"`model_output` has the shape {tuple(model_output.shape)}, but with"
                 f" `prediction_type={self.config.prediction_type!r}` and `attenuation={self.config.attenuation!r}` a"
-                f" sample of shape {tuple(sample.shape)} needs {expected}{what}.{hint}"
+                f" sample of shape {tuple(sample.shape)} needs {' or '.join(map(str, accepted))}{what}.{hint}"
             )
-        if isinstance(generator, list) and len(generator) != sample.shape[0]:
-            raise ValueError(
-                f"`generator` is a list of length {len(generator)}, but the batch has {sample.shape[0]} samples; one"
-                " generator is accepted, or a list of one for each sample."
-            )
+        if isinstance(generator, list):
+            if not all(isinstance(each, torch.Generator) for each in generator):
+                raise ValueError(
+                    f"`generator` is {generator}, but a list has to have a torch.Generator for each sample."
+                )
+            if len(generator) != sample.shape[0]:
+                raise ValueError(
+                    f"`generator` is a list of length {len(generator)}, but the batch has {sample.shape[0]} samples; one"
+                    " generator is accepted, or a list of one for each sample."
+                )
 
+    @property
+    def _predicts_both(self) -> bool:
+        """Whether the model predicts image and noise as two outputs."""
+        return isinstance(self.parameterization, Decoupled)
+
+    # ------------------------------------------------------------------------------------------------ the forward process
     def get_attenuation(
         self, clean: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
     ) -> torch.Tensor:
@@ -555,7 +673,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         Args:
             original_samples (`torch.Tensor` of shape `(batch_size, channels, ...)`): Clean samples.
             noise (`torch.Tensor` of the shape of `original_samples`): Standard normal noise.
-            timesteps (`torch.Tensor`, 0-d or of shape `(1,)` or `(batch_size,)`): In [0, num_train_timesteps].
+            timesteps (`torch.Tensor`, 0-d or of shape `(1,)` or `(batch_size,)`):
+                In [0, num_train_timesteps], or those of the other model. Not checked on a device.
             attenuation (`torch.Tensor`, *optional*):
                 What [`~DDMScheduler.get_attenuation`] returned. Needed for linear attenuation, whose slope is random.
 
@@ -563,7 +682,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             `torch.Tensor` of the shape and dtype of `original_samples`.
 
         Raises:
-            ValueError: a shape is not as above, or `attenuation` is missing.
+            ValueError: A shape or a timestep is not as above, or `attenuation` is missing.
         """
         _check(
             noise.shape == original_samples.shape,
@@ -571,46 +690,45 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             noise=tuple(noise.shape),
         )
         timesteps = torch.as_tensor(timesteps, device=original_samples.device)
+        # none, of a pipeline whose strength leaves no step, gives no samples, as in diffusers
         _check(
-            timesteps.ndim == 0 or timesteps.shape in ((1,), original_samples.shape[:1]),
+            timesteps.ndim == 0 or timesteps.shape in ((0,), (1,), original_samples.shape[:1]),
             f"0-d or of shape (1,) or ({original_samples.shape[0]},)",
             timesteps=tuple(timesteps.shape),
         )
-        if self.model_process is not None:
-            return self.model_process.add_noise(original_samples, noise, timesteps)
-        if attenuation is None:
-            if self.config.attenuation == "linear":
-                raise ValueError(
-                    "`attenuation` is None, but linear attenuation needs the coefficients that `get_attenuation` drew."
-                )
-            attenuation = self.get_attenuation(original_samples)
-        channels = self.process.num_coefficients * original_samples.shape[1]
-        expected = (original_samples.shape[0], channels, *original_samples.shape[2:])
-        _check(tuple(attenuation.shape) == expected, f"of shape {expected}", attenuation=tuple(attenuation.shape))
-        t = at_least_float32(timesteps) / self.config.num_train_timesteps
-        return self.process.marginal(original_samples, attenuation, noise, t).to(original_samples.dtype)
+        self.parameterization.check_timesteps(timesteps)
+        if attenuation is None and self.config.attenuation == "linear":
+            raise ValueError(
+                "`attenuation` is None, but linear attenuation needs the coefficients that `get_attenuation` drew."
+            )
+        if attenuation is not None:
+            channels = self.process.num_coefficients * original_samples.shape[1]
+            expected = (original_samples.shape[0], channels, *original_samples.shape[2:])
+            _check(tuple(attenuation.shape) == expected, f"of shape {expected}", attenuation=tuple(attenuation.shape))
+        noisy = self.parameterization.add_noise(original_samples, noise, timesteps, attenuation)
+        return noisy.to(original_samples.dtype)
 
     def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """[`~DDMScheduler.add_noise`] by the name and in the order of diffusers' schedulers for flow matching."""
         return self.add_noise(sample, noise, timestep)
 
+    def __copy__(self) -> "DDMScheduler":
+        """A scheduler in the same state whose steps leave no trace in this one."""
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new._runs = [replace(run, solver=copy.copy(run.solver)) for run in self._runs]
+        return new
+
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
 
-def _weighted_sum(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = weights[0] * tensors[0]
-    for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
-        total = torch.add(total, tensor, alpha=weight)
-    return total
+def _is_index(value, lowest: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= lowest
 
 
-def _whole(value) -> bool:
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check(accepted: bool, what: str, **argument) -> None:

@@ -191,7 +191,7 @@ def ddm_loss(
     if reconstruction_weight:
         coefficients, noise_hat = model_output.split([attenuation.shape[1], noise.shape[1]], dim=1)
         noisy = process.marginal(clean, attenuation, noise, t)
-        error = (process.clean(noisy, coefficients, noise_hat, t) - clean).square().flatten(1).mean(dim=1)
+        error = (process.predict_x0(noisy, coefficients, noise_hat, t) - clean).square().flatten(1).mean(dim=1)
         parts["reconstruction_loss"] = reconstruction_weight * ((1 - t) ** 2 * error).mean()
     loss = sum(parts.values())
     if return_parts:

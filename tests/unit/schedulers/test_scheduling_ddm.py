@@ -1,12 +1,13 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """
 Proves that `DDMScheduler` samples: a perfect model gives back the image exactly at any number of steps, the stochastic
-step is the bridge's, and the higher orders are DPM-Solver++(2M) or integrate the polynomial through the estimates, all of
-them written out here a second time. And that it keeps the contracts around that: one evaluation a timestep, any rank and dtype, generators, saving, and errors that change nothing.
+step is the bridge's, and the higher orders integrate the polynomial through the estimates, all of them written out here a
+second time. And that it keeps the contracts around that: one evaluation a timestep, any rank and dtype, generators, saving, and errors that change nothing.
 """
 
 import copy
 import inspect
+import logging
 import math
 
 import numpy as np
@@ -15,11 +16,11 @@ import scipy.integrate
 import scipy.interpolate
 import scipy.optimize
 import torch
-from diffusers import DPMSolverMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ddm_diffusers import DDMScheduler, DDMSchedulerOutput
+from ddm_diffusers.schedulers.multistep import BridgeStep, time_change
 
 
 PAPER = {"solver_order": 1, "eta": 1.0, "time_grid": "uniform"}
@@ -171,31 +172,6 @@ def test_the_papers_step():
 # -------------------------------------------------------------------------------------------------------- second order
 
 
-def dpm_solver_2m(x, times, noise_schedule, denoise):
-    """
-    DPM-Solver++(2M), arXiv 2211.01095, algorithm 2, in the paper's own form x_s = (sigma_s / sigma_t) x_t
-    - alpha_s (e^-h - 1) D, on the path alpha_t = 1 - t; `times` ends with the last time before 0, which is reached in
-    first order. e^-h is written as the ratio it is, since lambda is minus infinity at t = 1.
-    """
-    previous = None
-    for i, t in enumerate(times):
-        s = times[i + 1] if i + 1 < len(times) else 0.0
-        sigma_t, sigma_s = (t**0.5, s**0.5) if noise_schedule == "sqrt" else (t, s)
-        alpha_t, alpha_s = 1 - t, 1 - s
-        x_0 = denoise(x, t, sigma_t)
-        combined = x_0
-        if previous is not None and s > 0:
-            previous_x_0, previous_lambda = previous
-            if previous_lambda > -math.inf:
-                lambda_t, lambda_s = math.log(alpha_t / sigma_t), math.log(alpha_s / sigma_s)
-                r = (lambda_t - previous_lambda) / (lambda_s - lambda_t)
-                combined = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * previous_x_0
-        e_minus_h = alpha_t * sigma_s / (alpha_s * sigma_t)
-        x = sigma_s / sigma_t * x - alpha_s * (e_minus_h - 1) * combined
-        previous = x_0, (math.log(alpha_t / sigma_t) if alpha_t > 0 else -math.inf)
-    return x
-
-
 def uniform_times(num_steps):
     return [(num_steps - i) / num_steps for i in range(num_steps)]
 
@@ -203,88 +179,6 @@ def uniform_times(num_steps):
 def power_times(num_steps, rho, t_min):
     ends = 1.0, t_min ** (1 / rho)
     return [(ends[0] + (ends[1] - ends[0]) * i / (num_steps - 1)) ** rho for i in range(num_steps)]
-
-
-@pytest.mark.parametrize("clip_sample", [True, False])
-@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
-@pytest.mark.parametrize(
-    "times, options",
-    [
-        (uniform_times(2), {"time_grid": "uniform"}),
-        (uniform_times(6), {"time_grid": "uniform"}),
-        (power_times(6, 2.0, 1e-4), {"time_grid": "power"}),
-        (power_times(9, 1.0, 1e-2), {"time_grid": "power", "rho": 1.0, "t_min": 1e-2}),
-        # not from t = 1: the second step corrects too
-        ([0.9, 0.7, 0.65, 0.2, 0.05], None),
-    ],
-)
-def test_second_order_in_lambda_is_dpm_solver_2m(times, options, noise_schedule, clip_sample):
-    scheduler = DDMScheduler(
-        noise_schedule=noise_schedule,
-        solver_order=2,
-        extrapolation="log_snr",
-        eta=0.0,
-        clip_sample=clip_sample,
-        **(options or {}),
-    )
-    if options is None:
-        scheduler.set_timesteps(timesteps=[1000 * t for t in times])
-    else:
-        scheduler.set_timesteps(len(times))
-
-    def model(x, t):
-        # The first estimate satisfies the forward equation: the scheduler's first step keeps the model's noise, while
-        # the solver derives noise from the image. From there on the outputs disagree, and many leave the range.
-        image = 0.8 * (0.9 * x).tanh() + 0.1
-        sigma_t = true_sigma(scheduler, t)
-        return -image, (x - (1 - t) * image) / sigma_t + (0.7 * (2 * x).sin() if t < times[0] else 0)
-
-    def denoise(x, t, sigma_t):
-        c, eps = model(x, t)
-        x_0 = x - c * t - sigma_t * eps
-        return x_0.clamp(-1, 1) if clip_sample else x_0
-
-    x = ours = draw(2, 3, 8, dtype=torch.float64)
-    for t, timestep in zip(times, scheduler.timesteps, strict=True):
-        ours = scheduler.step(torch.cat(model(ours, t), dim=1), timestep, ours).prev_sample
-    torch.testing.assert_close(ours, dpm_solver_2m(x, times, noise_schedule, denoise), rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("num_steps", [3, 8, 20])
-def test_second_order_in_lambda_is_diffusers_multistep_solver_on_the_flow_path(num_steps):
-    # sigma_t = t is the straight path of flow matching, which diffusers' solver knows
-    theirs = DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=2, final_sigmas_type="zero"
-    )
-    theirs.set_timesteps(num_steps)
-    ours = DDMScheduler(noise_schedule="linear", solver_order=2, extrapolation="log_snr", eta=0.0, clip_sample=False)
-    ours.set_timesteps(timesteps=theirs.sigmas[:-1].double() * 1000)
-    x = y = draw(2, 3, 8)
-    for sigma, their_timestep, our_timestep in zip(theirs.sigmas[:-1], theirs.timesteps, ours.timesteps, strict=True):
-        image = (0.8 * x).tanh()
-        velocity = (x - image) / sigma
-        x = theirs.step(velocity, their_timestep, x).prev_sample
-        image = (0.8 * y).tanh()
-        noise = (y - (1 - sigma) * image) / sigma
-        y = ours.step(torch.cat([-image, noise], dim=1), our_timestep, y).prev_sample
-    # roundings of about 20 steps of a map that amplifies them little
-    torch.testing.assert_close(x, y, rtol=0, atol=200 * torch.finfo(torch.float32).eps)
-
-
-def test_second_order_in_lambda_differs_from_first_where_it_should():
-    results = {}
-    for order in (1, 2):
-        scheduler = DDMScheduler(solver_order=order, extrapolation="log_snr", eta=0.0)
-        scheduler.set_timesteps(4)
-        x, results[order] = draw(1, 2, 4), []
-        for timestep in scheduler.timesteps.tolist():
-            t, image = timestep / 1000, (0.8 * x).tanh()
-            model_output = torch.cat([-image, (x - (1 - t) * image) / t**0.5], dim=1)
-            x = scheduler.step(model_output, timestep, x).prev_sample
-            results[order].append(x)
-    # the first step has no predecessor, the second one's predecessor is at lambda = -infinity
-    torch.testing.assert_close(results[1][:2], results[2][:2], rtol=0, atol=1e-6)
-    assert (results[1][2] - results[2][2]).abs().max() > 1e-3
 
 
 def integrated_step(x, times, s, estimates, noise_schedule, start=None):
@@ -340,9 +234,7 @@ def test_a_step_integrates_the_polynomial_through_the_estimates(corrector, solve
         torch.testing.assert_close(out.prev_sample, expected, rtol=0, atol=1e-9)
         x = out.prev_sample
     # into s = 0 it is the value of the polynomial there
-    nodes = [
-        t if noise_schedule == "sqrt" else float(scheduler.process.clock(torch.tensor(t).double())) for t in times
-    ]
+    nodes = [time_change(scheduler.process, t) for t in times]
     polynomial = np.polynomial.polynomial.polyfit(
         nodes[: -1 - solver_order : -1], np.stack([e.flatten().numpy() for e in estimates]), solver_order - 1
     )
@@ -386,12 +278,12 @@ def test_the_corrector_keeps_the_fresh_noise_of_the_step(eta, churn):
 
     def step(x_t, t, s, weights, fresh_noise):
         image = weights[0] * images[1] + weights[1] * images[0]
+        share = ((1 - eta**2) + eta**2 * s / t) ** (churn / 2)  # of the noise, that stays
         noise = (x_t - (1 - t) * image) / t**0.5
-        mean, std = scheduler.process.posterior(image, None, noise, s, t, eta, churn)
-        return mean + std * fresh_noise
+        return (1 - s) * image + s**0.5 * (share * noise + (1 - share**2) ** 0.5 * fresh_noise)
 
-    def weights(*args, **options):
-        return scheduler.process.extrapolation_weights(*args, **options, eta=eta, churn=churn)
+    def weights(s, times, t=None):
+        return BridgeStep(scheduler.process, s, times[0] if t is None else t, eta, churn).weights(times)
 
     generator = torch.Generator().manual_seed(5)
     fresh = [torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta else 0 for _ in range(2)]
@@ -442,7 +334,9 @@ def test_shift_is_the_same_for_models_of_other_processes(prediction_type):
     for scheduler in (native, swapped):
         scheduler.set_timesteps(5)
     tolerance = 2e-3 if prediction_type == "epsilon" else 1e-6
-    assert swapped._times[1:] == pytest.approx(native._times[1:], abs=tolerance)
+    scales = swapped.parameterization.scales(swapped.timesteps.double())
+    times = swapped.process.time(*scales).tolist()
+    assert times[1:] == pytest.approx((native.timesteps / 1000).tolist()[1:], abs=tolerance)
 
 
 def test_second_order_forgets_the_former_run():
@@ -706,7 +600,7 @@ def test_the_input_is_not_changed_in_place():
     [
         {},
         {"solver_order": 2, "eta": 0.25, "time_grid": "power", "rho": 1.5, "t_min": 0.01, "noise_schedule": "linear"},
-        {"solver_order": 3, "extrapolation": "time", "time_grid": "ratio"},
+        {"solver_order": 3, "corrector": False, "time_grid": "ratio"},
         {"attenuation": "linear", "num_train_timesteps": 300, "clip_sample": False, "clip_sample_range": 2.0},
     ],
 )
@@ -745,8 +639,10 @@ def test_save_and_load(options, tmp_path):
         ({"time_grid": "karras"}, ("`time_grid`", "'karras'", "'uniform'", "'power'")),
         ({"prediction_type": "score"}, ("`prediction_type`", "'score'", "'decoupled'")),
         ({"solver_order": 4}, ("`solver_order`", "4", "1, 2 or 3")),
-        ({"solver_order": 3, "extrapolation": "log_snr"}, ("`solver_order`", "3", "extrapolation='log_snr'")),
-        ({"extrapolation": "cubic"}, ("`extrapolation`", "'cubic'", "'time'", "'log_snr'")),
+        ({"shift": math.inf}, ("`shift`", "inf", "finite", "above 0")),
+        ({"eta": None}, ("`eta`", "None", "[0, 1]")),
+        ({"attenuation": "linear", "prediction_type": "epsilon"}, ("`prediction_type`", "'epsilon'", "'decoupled'")),
+        ({"attenuation": "linear", "thresholding": True}, ("`thresholding`", "True", "False")),
         ({"rho": 0.0}, ("`rho`", "0.0", "above 0")),
         ({"t_min": 0.0}, ("`t_min`", "0.0", "(0, 1)")),
         ({"t_min": 1.0}, ("`t_min`", "1.0", "(0, 1)")),
@@ -762,11 +658,10 @@ def test_bad_options(options, parts, rejects):
 
 def state(scheduler):
     """Everything that the scheduler remembers, comparable with ==."""
-    return {
-        name: value.tolist() if torch.is_tensor(value) else copy.deepcopy(value)
-        for name, value in vars(scheduler).items()
-        if name not in ("_estimates", "_last_step")
-    } | {"estimates": repr((scheduler._estimates, scheduler._last_step))}
+    runs = [
+        (run.values, run.times, run.path_scales, run.solver and repr(run.solver.history)) for run in scheduler._runs
+    ]
+    return runs, scheduler.step_index, scheduler.begin_index, scheduler.num_inference_steps, dict(scheduler.config)
 
 
 @pytest.fixture
@@ -860,12 +755,169 @@ def test_a_timestep_that_is_none_of_the_grid(rejects):
     assert state(scheduler) == before
 
 
-def test_one_step_too_many(running_scheduler, rejects):
-    assert still_runs(running_scheduler)
+def test_a_step_may_be_taken_again(running_scheduler):
+    """Of the estimates the solver keeps only those from before: the same step gives the same sample."""
+    x, results = draw(2, 3), []
+    second, third = running_scheduler.timesteps[1:3]
+    for seed in (1, 1):
+        generator = torch.Generator().manual_seed(seed)
+        y = running_scheduler.step(toy_output(x), second, x, generator=generator).prev_sample
+        results.append(running_scheduler.step(toy_output(y), third, y, generator=generator).prev_sample)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("solver_order", [1, 2, 3])
+def test_a_part_of_the_timesteps(solver_order):
+    """Timesteps that are cut or left out are those of a run over the rest, whoever does it."""
+    timesteps = [900.0, 700.0, 500.0, 300.0, 100.0]
+    for part in (slice(2, None), slice(0, None, 2), slice(0, 0)):
+        whole, rest = (DDMScheduler(solver_order=solver_order, eta=0.0) for _ in range(2))
+        whole.set_timesteps(timesteps=timesteps)
+        whole.timesteps = whole.timesteps[part]
+        x = draw(2, 3, dtype=torch.float64)
+        result = run(whole, x, lambda x, t: toy_output(x))[0]
+        if not timesteps[part]:
+            assert torch.equal(result, x)
+            continue
+        rest.set_timesteps(timesteps=timesteps[part])
+        torch.testing.assert_close(result, run(rest, x, lambda x, t: toy_output(x))[0], rtol=0, atol=1e-12)
+
+
+def test_timesteps_that_were_not_made_cannot_be_assigned(rejects):
+    scheduler = DDMScheduler(time_grid="uniform")
+    scheduler.set_timesteps(4)
+    for timesteps in (torch.tensor([1000.0, 600.0]), torch.tensor([500.0, 750.0])):
+        with rejects("`timestep", "1000.0" if timesteps[0] == 1000 else "750.0"):
+            scheduler.timesteps = timesteps
+
+
+@pytest.mark.parametrize("solver_order", [1, 2])
+def test_after_a_timestep_that_was_left_out_the_solver_starts_anew(solver_order):
+    scheduler = DDMScheduler(solver_order=solver_order, eta=0.0)
+    x, results = draw(1, 2, 4), []
+    for first in ([], [900.0]):
+        scheduler.set_timesteps(timesteps=[900.0, 700.0, 500.0, 300.0])
+        for timestep in [*first, 500.0]:
+            result = scheduler.step(toy_output(x), timestep, x).prev_sample
+        results.append(result)
+    assert torch.equal(*results)
+
+
+def test_a_run_inside_a_run():
+    """A callback that draws with the same scheduler changes nothing."""
+    results = []
+    for nested in (False, True):
+        scheduler = DDMScheduler(solver_order=3, eta=0.0)
+        scheduler.set_timesteps(6)
+        x = draw(1, 2, 4)
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(toy_output(x), timestep, x).prev_sample
+            if nested:
+                scheduler.set_timesteps(4)
+                run(scheduler, draw(3, 2), lambda x, t: toy_output(x))
+        results.append(x)
+    assert torch.equal(*results)
+    assert len(scheduler._runs) <= 2  # those that have ended are forgotten
+
+
+def test_a_copy_leaves_the_original_alone(running_scheduler):
+    expected = still_runs(copy.copy(running_scheduler)) and state(running_scheduler)
+    still_runs(copy.copy(running_scheduler))
+    assert state(running_scheduler) == expected
+
+
+def test_after_a_run_nothing_of_it_is_kept():
+    scheduler = DDMScheduler()
+    scheduler.set_timesteps(3)
+    x = draw(1, 2).requires_grad_()
+    y = run(scheduler, x, lambda x, t: toy_output(x))[0]
+    y.sum().backward()
+    assert x.grad.abs().sum() > 0
+    copy.deepcopy(scheduler)  # which a graph of tensors would forbid
+    assert not scheduler._runs[0].solver.history
+
+
+def test_what_is_returned_may_be_changed_in_place():
+    results = []
+    for change in (False, True):
+        scheduler = DDMScheduler(solver_order=3, eta=0.0)
+        scheduler.set_timesteps(5)
+        x = draw(1, 2, 4)
+        for timestep in scheduler.timesteps:
+            out = scheduler.step(toy_output(x), timestep, x)
+            x = out.prev_sample
+            if change:
+                out.pred_original_sample.zero_()
+        results.append(x)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("solver_order", [1, 2, 3])
+def test_step_compiles_as_one_graph(solver_order):
+    # the eager backend traces as the others do
+    plain, compiled = (DDMScheduler(solver_order=solver_order, eta=0.0) for _ in range(2))
+    torch._dynamo.reset()
+    step = torch.compile(compiled.step, fullgraph=True, backend="eager")
+    x = draw(2, 3)
+    for scheduler in (plain, compiled):
+        scheduler.set_timesteps(4)
+        scheduler.set_begin_index(0)
+    for timestep in plain.timesteps:
+        output = toy_output(x)
+        expected = plain.step(output, timestep, x, return_dict=False)[0]
+        torch.testing.assert_close(step(output, timestep, x, return_dict=False)[0], expected)
+        x = expected
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str)
+def test_the_result_has_the_higher_dtype(dtypes):
+    """A float32 output of a half-precision pipeline is not rounded away, as in diffusers' schedulers."""
+    scheduler = DDMScheduler()
+    scheduler.set_timesteps(2)
+    x = draw(1, 2, dtype=dtypes[0])
+    assert scheduler.step(toy_output(x).to(dtypes[1]), 1000.0, x).prev_sample.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "call, parts",
+    [
+        (lambda s: s.set_begin_index(-1), ("`begin_index`", "-1", "[0, 4]")),
+        (lambda s: s.set_begin_index(5), ("`begin_index`", "5", "[0, 4]")),
+        (lambda s: s.step(draw(2, 6), 1000.0, torch.ones(2, 3, dtype=torch.int64)), ("`sample`", "int64")),
+        (lambda s: s.step(torch.ones(2, 6, dtype=torch.bool), 1000.0, draw(2, 3)), ("`model_output`", "bool")),
+        (lambda s: s.step(draw(2, 6), 1000.0, draw(2, 3), generator=[None, None]), ("`generator`", "None")),
+        (lambda s: s.step(draw(2, 6), 1000.0, draw(2, 3), prev_timestep=1000.0), ("`prev_timestep`", "1000.0")),
+        (
+            lambda s: s.step(draw(2, 6), 1000.0, draw(2, 3), per_token_timesteps=torch.ones(2, 3)),
+            ("`per_token_timesteps`", "flow matching"),
+        ),
+        (lambda s: s.set_timesteps(4, original_inference_steps=50), ("`original_inference_steps`", "50", "None")),
+        (lambda s: s.add_noise(draw(2, 3), draw(2, 3), torch.tensor([1.0, 1001.0])), ("`timesteps`", "1001.0")),
+        (lambda s: s.add_noise(draw(2, 3), draw(2, 3), torch.tensor([-1.0, 1.0])), ("`timesteps`", "-1.0")),
+    ],
+)
+def test_bad_arguments_change_nothing(call, parts, running_scheduler, rejects):
     before = state(running_scheduler)
-    with rejects("`step`", "4", "`set_timesteps`"):
-        running_scheduler.step(toy_output(draw(2, 3)), 250.0, draw(2, 3))
+    with rejects(*parts):
+        call(running_scheduler)
     assert state(running_scheduler) == before
+
+
+def test_a_misspelt_option_is_a_warning_that_names_it(caplog):
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        DDMScheduler.from_config(DDMScheduler().config, shfit=2.0)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "`shfit`" in caplog.text and "`shift`" in caplog.text
+
+
+@pytest.mark.parametrize("extrapolation", ["time", "log_snr"])
+def test_a_config_of_release_0_1_0(extrapolation):
+    config = {**DDMScheduler(eta=0.5).config, "extrapolation": extrapolation, "_class_name": "DDMScheduler"}
+    scheduler = DDMScheduler.from_config(config)
+    assert scheduler.config.eta == 0.5 and "extrapolation" not in scheduler.config
 
 
 @pytest.mark.parametrize(

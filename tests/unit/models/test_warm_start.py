@@ -12,7 +12,7 @@ import torch
 from stock_parts import draw, perturb, tiny_conditional_unet
 
 from ddm_diffusers import DDMScheduler, DDMUNet2DConditionModel, DDMUNet2DModel
-from ddm_diffusers.models.base_process import SMALLEST_ALPHA, BaseProcess
+from ddm_diffusers.models.dual_output import SMALLEST_ALPHA
 
 
 SCALED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}  # Stable Diffusion's
@@ -108,22 +108,29 @@ def test_the_process_is_saved_with_the_model(trained, own_memory, tmp_path):
     assert torch.equal(model(x, 300.5, **arguments).sample, loaded(x, 300.5, **arguments).sample)
 
 
-def test_timesteps_between_whole_ones():
-    process = BaseProcess({"beta_schedule": "linear"})
-    angles = process.angles
-    torch.testing.assert_close(process.timesteps(angles), torch.arange(1000).double(), rtol=0, atol=1e-9)
-    between = 0.75 * angles[200:800] + 0.25 * angles[201:801]
-    torch.testing.assert_close(process.timesteps(between), torch.arange(200, 800).double() + 0.25, rtol=0, atol=1e-9)
-    # no timestep of the trained model has less noise than its first, or more than its last
-    ends = torch.tensor([0.0, torch.pi / 2], dtype=torch.float64)
-    assert process.timesteps(ends).tolist() == [0, 999]
+def test_betas_that_no_option_gives_are_saved_themselves(plain_unet):
+    scheduler = diffusers.CogVideoXDDIMScheduler()
+    model = DDMUNet2DModel.from_unet2d(plain_unet(), scheduler)
+    a = torch.tensor(model.base.a, dtype=torch.float64)
+    torch.testing.assert_close(a**2, scheduler.alphas_cumprod.double(), rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_a_model_made_on_the_meta_device_runs_with_loaded_weights(plain_unet, own_memory):
+    """As big models are loaded: nothing but the weights may depend on the device that they were made on."""
+    model = DDMUNet2DModel.from_unet2d(plain_unet(), diffusers.DDPMScheduler()).eval()
+    with torch.device("meta"):
+        other = DDMUNet2DModel(**{key: model.config[key] for key in model.config if not key.startswith("_")}).eval()
+    other.load_state_dict(model.state_dict(), assign=True)
+    x = draw(2, 3, 8, 8)
+    assert torch.equal(other(x, torch.tensor(500.0)).sample, model(x, torch.tensor(500.0)).sample)
 
 
 @pytest.mark.parametrize(
     "scheduler, parts",
     [
         (diffusers.FlowMatchEulerDiscreteScheduler(), ("`scheduler`", "FlowMatchEuler", "beta_schedule")),
-        (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), ("`scheduler`", "UniPC", "beta_schedule")),
+        (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), ("`use_flow_sigmas`", "flow_prediction")),
         (diffusers.DDPMScheduler(prediction_type="sample"), ("'sample'", "'epsilon'", "'v_prediction'")),
         (DDMScheduler(), ("'decoupled'", "'epsilon'", "'v_prediction'")),
     ],

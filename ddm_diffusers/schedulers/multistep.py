@@ -1,0 +1,266 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""One reverse step of the decoupled process, the solver that combines the estimates of several steps, and a run of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from ..process import DecoupledProcess, add_scaled, at_least_float32
+
+
+class Estimate(NamedTuple):
+    """
+    What a model output says about a noisy sample.
+
+    Args:
+        x_0 (`torch.Tensor` of shape `(batch_size, channels, ...)`): The clean sample.
+        noise (`torch.Tensor` of the shape of `x_0`): The noise.
+        coefficients (`torch.Tensor` of shape `(batch_size, num_coefficients * channels, ...)`, *optional*):
+            Attenuation coefficients. `None` stands for those of constant attenuation, `c = -x_0`.
+    """
+
+    x_0: torch.Tensor
+    noise: torch.Tensor
+    coefficients: torch.Tensor | None = None
+
+
+def time_change(process: DecoupledProcess, t: float) -> float:
+    """
+    The time `u` at which the standard Wiener process (`noise_schedule="sqrt"`) has the `alpha_t : sigma_t` of `process` at
+    `t`. It is 0 at t = 0 and 1 at t = 1, where `log(alpha_t / sigma_t)` is infinite.
+    """
+    return DecoupledProcess().time(process.alpha(t), process.sigma(t))
+
+
+@dataclass(frozen=True)
+class BridgeStep:
+    r"""
+    The reverse step from t to s, 0 <= s < t <= 1:
+
+        x_s = x_0 + H_s + kept * eps + std * z,      z ~ N(0, I),      kept^2 + std^2 = sigma_s^2
+
+    With `churn = 1` the scales are those of the Brownian bridge, [`~process.DecoupledProcess.bridge_scales`]. With another
+    `churn` the share of the old noise is that power of the bridge's: for `eta = 1` it is `(sigma_s / sigma_t)^churn`, as if
+    the Wiener path were exchanged for a new one `churn` times as fast. The marginal at s stays the same.
+
+    Args:
+        process ([`~process.DecoupledProcess`]): The process.
+        s, t (`float`): The times.
+        eta (`float`, defaults to 1.0): 1 for the paper's stochastic step ... 0 for a deterministic one.
+        churn (`float`, defaults to 1.0): Above 0.
+
+    Attributes:
+        kept (`float`): The factor of the noise that stays.
+        std (`float`): The factor of the fresh noise.
+    """
+
+    process: DecoupledProcess
+    s: float
+    t: float
+    eta: float = 1.0
+    churn: float = 1.0
+    kept: float = field(init=False)
+    std: float = field(init=False)
+
+    def __post_init__(self):
+        kept, std = self.process.bridge_scales(self.s, self.t, self.eta)
+        if self.churn != 1 and self.s > 0:
+            sigma_s = self.process.sigma(self.s)
+            share = (kept / sigma_s) ** self.churn
+            kept, std = sigma_s * share, sigma_s * (1 - share**2) ** 0.5
+        object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "std", std)
+
+    def from_noise(self, estimate: Estimate) -> torch.Tensor:
+        """The mean of `x_s` with the noise that the model predicted: `x_0 + H_s + kept eps`."""
+        return add_scaled(self.process.mean(estimate.x_0, estimate.coefficients, self.s), self.kept, estimate.noise)
+
+    def from_sample(self, x_t: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
+        """
+        The mean of `x_s` with the noise that the clean sample leaves in `x_t`, `eps = (x_t - x_0 - H_t) / sigma_t`:
+        `x_0 + H_s + kept / sigma_t (x_t - x_0 - H_t)`.
+        """
+        shrunk = at_least_float32(x_t) * (self.kept / self.process.sigma(self.t))
+        return self.add_image(shrunk, x_0, coefficients)
+
+    def add_image(self, x: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
+        """
+        `x + (x_0 + H_s) - kept / sigma_t (x_0 + H_t)`: what a clean sample adds to the mean of `x_s`. It is linear in the
+        clean sample and the coefficients, so differences of them correct a step.
+        """
+        kept = self.kept / self.process.sigma(self.t)
+        if coefficients is None:  # in one kernel
+            return add_scaled(x, self.process.alpha(self.s) - kept * self.process.alpha(self.t), x_0)
+        x = x + self.process.mean(x_0, coefficients, self.s)
+        return add_scaled(x, -kept, self.process.mean(x_0, coefficients, self.t))
+
+    def weights(self, times: Sequence[float]) -> list[float]:
+        r"""
+        The weights of the estimates made at `times` in the one clean sample that makes this step exact.
+
+        With constant attenuation a step that keeps `(sigma_s / sigma_t)^kappa` of the noise solves
+        `d(x / sigma^(1 + kappa)) = x_0_hat d(alpha / sigma^(1 + kappa)) + fresh noise`. For `kappa = 0` that is the equation
+        of DPM-Solver++ (arXiv 2211.01095, proposition 4.1); the Brownian bridge has `kappa = 1`. So the step is exact with
+        the mean of `x_0_hat` in the measure `d(alpha / sigma^(1 + kappa))`. Here `x_0_hat` is the polynomial through the
+        estimates in the variable `u` of [`time_change`], in which the mean has a closed form. Into s = 0 the mean is the
+        value of the polynomial there.
+
+        Args:
+            times (sequence of 1 to 3 `float`):
+                The times of the estimates, the newest first. Two times give second order. If they include `s`, the
+                polynomial interpolates.
+
+        Returns:
+            `list[float]`: one weight for each time; their sum is 1.
+        """
+        if len(times) == 1:
+            return [1.0]
+        mean, mean_square = self._moments()
+        nodes = [time_change(self.process, time) for time in times]
+        weights = []
+        for i, node in enumerate(nodes):
+            # the mean of Lagrange's basis polynomial, the product of (u - other) / (node - other)
+            others = nodes[:i] + nodes[i + 1 :]
+            if len(others) == 1:
+                weights.append((mean - others[0]) / (node - others[0]))
+            else:
+                first, second = others
+                numerator = mean_square - (first + second) * mean + first * second
+                weights.append(numerator / ((node - first) * (node - second)))
+        return weights
+
+    def _moments(self) -> tuple[float, float]:
+        """The means of `u` and `u^2` in `d(alpha / sigma^(1 + kappa)) = d((1 - u) u^(-(1 + kappa) / 2))` from t to s."""
+        if self.s == 0:
+            return 0.0, 0.0
+        u_s = time_change(self.process, self.s)
+        log_ratio = math.log(time_change(self.process, self.t) / u_s)
+        kappa = -2 * math.log(self.kept / self.process.sigma(self.s)) / log_ratio
+
+        def integral(power):  # of u^power from u_s to u_t, over u_s^(power + 1)
+            exponent = (power + 1) * log_ratio
+            return log_ratio * (math.expm1(exponent) / exponent if exponent else 1.0)
+
+        moments = [
+            u_s**m * ((1 + kappa) * integral(m - (3 + kappa) / 2) + (1 - kappa) * u_s * integral(m - (1 + kappa) / 2))
+            for m in range(3)
+        ]
+        return moments[1] / moments[0], moments[2] / moments[0]
+
+
+class Evaluation(NamedTuple):
+    """An estimate that the solver keeps: the index and the time of its step, the clean sample and the coefficients."""
+
+    index: int
+    t: float
+    x_0: torch.Tensor
+    coefficients: torch.Tensor | None
+
+
+class MultistepSolver:
+    """
+    Extrapolates the clean sample from the last evaluations of the model, at no further evaluation.
+
+    The corrector takes the last step again once the estimate at its end is known, as UniPC does (arXiv 2302.04867). A step
+    is linear in the estimates, so the correction keeps the fresh noise of that step.
+
+    Args:
+        order (`int`): How many estimates a step uses at most, 2 or 3.
+        corrector (`bool`): Whether to correct.
+    """
+
+    def __init__(self, order: int, corrector: bool):
+        self.order, self.corrector = order, corrector
+        self.history: tuple[Evaluation, ...] = ()
+
+    def update(
+        self, index: int, steps: Sequence[BridgeStep], x_t: torch.Tensor, estimate: Estimate
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Add the estimate of a step.
+
+        Evaluations of this step and of later ones are forgotten, so a step may be taken back and taken again. After a
+        step that was left out, the solver starts anew at first order.
+
+        Args:
+            index (`int`): The step to take, `steps[index]`.
+            steps (sequence of [`BridgeStep`]): All steps of the run.
+            x_t (`torch.Tensor` of shape `(batch_size, channels, ...)`): The noisy sample.
+            estimate ([`Estimate`]): What the model says about it.
+
+        Returns:
+            `(x_t, x_0, coefficients)`: the corrected sample, and the clean sample and coefficients of the whole step.
+        """
+        past = tuple(evaluation for evaluation in self.history if evaluation.index < index)
+        if past and past[0].index != index - 1:
+            past = ()
+        history = (Evaluation(index, steps[index].t, estimate.x_0, estimate.coefficients), *past)[: self.order + 1]
+        if self.corrector and past:
+            before, after = history[1:], history[: self.order]
+            used = [0.0, *steps[index - 1].weights([evaluation.t for evaluation in before])]
+            better = steps[index - 1].weights([evaluation.t for evaluation in after])
+            better += [0.0] * (len(used) - len(better))
+            change = [new - old for new, old in zip(better, used, strict=True)]
+            x_t = steps[index - 1].add_image(x_t, *_weighted_sum(change, history))
+        self.history = history
+        newest = history[: self.order]
+        return x_t, *_weighted_sum(steps[index].weights([evaluation.t for evaluation in newest]), newest)
+
+
+@dataclass
+class Run:
+    """
+    The plan of one run over the timesteps, and what its solver keeps.
+
+    Args:
+        timesteps (`torch.Tensor` of shape `(num_steps,)`): What the model is told.
+        values (`list[float]`): The timesteps as numbers: nothing waits for the device that has `timesteps`.
+        times (`list[float]`): The times t of the samples on the decoupled path, the final 0 included.
+        scales (`list[tuple[float, float]]`): `(a, b)` that the model is evaluated at, the final `(1, 0)` included.
+        path_scales (`list[float]`): The factors from the pipeline's samples to those of the decoupled path.
+        steps (list of [`BridgeStep`]): The steps; `None` for a step from 0 to 0.
+        solver ([`MultistepSolver`], *optional*): For orders above 1.
+        has_ended (`bool`, defaults to `False`): Whether its last step was taken.
+    """
+
+    timesteps: torch.Tensor
+    values: list[float]
+    times: list[float]
+    scales: list[tuple[float, float]]
+    path_scales: list[float]
+    steps: list[BridgeStep | None]
+    solver: MultistepSolver | None = None
+    has_ended: bool = False
+
+    def end(self) -> None:
+        """Forget the estimates, and with them their graph."""
+        self.has_ended = True
+        if self.solver is not None:
+            self.solver.history = ()
+
+    def index_of_view(self, timestep: float | torch.Tensor) -> int | None:
+        """The index of a timestep that is an entry of `timesteps`, told by its place in memory and not by its value."""
+        if not torch.is_tensor(timestep) or timestep.device != self.timesteps.device or timestep.numel() == 0:
+            return None
+        pointer = timestep.untyped_storage().data_ptr()
+        if not self.values or pointer == 0 or pointer != self.timesteps.untyped_storage().data_ptr():
+            return None
+        index, rest = divmod(timestep.storage_offset() - self.timesteps.storage_offset(), self.timesteps.stride(0))
+        return index if rest == 0 and 0 <= index < len(self.values) else None
+
+
+def _weighted_sum(
+    weights: Sequence[float], evaluations: Sequence[Evaluation]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The weighted sums of clean samples and of coefficients, in new tensors."""
+    x_0, coefficients = weights[0] * evaluations[0].x_0, evaluations[0].coefficients
+    if coefficients is not None:
+        coefficients = weights[0] * coefficients
+    for weight, evaluation in zip(weights[1:], evaluations[1:], strict=True):
+        x_0 = torch.add(x_0, evaluation.x_0, alpha=weight)
+        if coefficients is not None:
+            coefficients = torch.add(coefficients, evaluation.coefficients, alpha=weight)
+    return x_0, coefficients

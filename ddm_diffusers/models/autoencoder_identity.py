@@ -45,6 +45,15 @@ class IdentityAutoencoder(HubModelMixin, ModelMixin, ConfigMixin):
         """`x` of shape `(batch_size, in_channels, height, width)` as it is."""
         return VQEncoderOutput(latents=x) if return_dict else (x,)
 
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """`sample` of shape `(batch_size, in_channels, height, width)` as it is."""
+        return self.decode(sample, return_dict)
+
+    def enable_slicing(self) -> None:
+        """Nothing: there is no memory to save. The same goes for tiling."""
+
+    disable_slicing = enable_tiling = disable_tiling = enable_slicing
+
     def decode(self, z: torch.Tensor, return_dict: bool = True, generator=None) -> DecoderOutput | tuple:
         """`z` of shape `(batch_size, in_channels, height, width)` as it is."""
         return DecoderOutput(sample=z) if return_dict else (z,)

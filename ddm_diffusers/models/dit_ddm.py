@@ -122,10 +122,10 @@ class DDMDiTTransformer2DModel(DualOutputMixin, DiTTransformer2DModel):
                 f"`sample` has the height and width {(height, width)}, but they have to be equal and a multiple of"
                 f" {self.size_multiple}, the `patch_size`."
             )
-        check_class_labels(class_labels, self.no_class_label is not None, len(sample))
+        check_class_labels(class_labels, self.no_class_label is not None, sample.shape[0])
         if class_labels is None:
             # the one row of "no class"
-            class_labels = torch.zeros(len(sample), dtype=torch.long, device=sample.device)
+            class_labels = torch.zeros(sample.shape[0], dtype=torch.long, device=sample.device)
         trunk = super().forward
 
         def network(network_input, timesteps):

@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 
 from ..hub import HubModelMixin
 from ..process import DecoupledProcess, at_least_float32, broadcast_time
-from ..schedulers.parameterizations import VariancePreserving, from_scheduler, make_scheduler
+from ..schedulers.parameterizations import VariancePreserving, check_range, from_scheduler, make_scheduler
 from .preconditioning import precondition, precondition_velocity
 
 
@@ -112,6 +112,7 @@ class DualOutputMixin(HubModelMixin):
             timesteps = timestep.to(device=sample.device, dtype=dtype).expand(sample.shape[0])
         else:
             timesteps = torch.full((sample.shape[0],), timestep, device=sample.device, dtype=dtype)
+        check_range("timestep", timesteps, 0, self.config.num_train_timesteps)
         t = timesteps / self.config.num_train_timesteps
         scales, scaled = None, sample
         if self.config.precondition:

@@ -176,7 +176,7 @@ class DDMInpaintPipeline(DecoupledPipeline):
         """
         parameterization = self.scheduler.parameterization
         with torch.enable_grad():
-            x = at_least_float32(latents).requires_grad_()
+            x = at_least_float32(latents).detach().requires_grad_()
             model_output = at_least_float32(self.predict(x.to(latents.dtype), timestep, **model_kwargs))
             x_0 = parameterization.estimate(model_output, x, a, b).x_0
             change = scale * reconstruction_guidance(x_0, x, known, is_known, a, b)

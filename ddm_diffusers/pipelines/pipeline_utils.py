@@ -163,7 +163,7 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
                         f"`scheduler` is a DDMScheduler with {name}={theirs[name]!r}, but the model needs {name}={value!r}:"
                         f" set `pipe.scheduler = DDMScheduler({options})`."
                     )
-        else:
+        elif "out_channels" in ours:
             channels = ours.in_channels
             accepted = [channels * quantity for quantity in self.scheduler.parameterization.quantities]
             if ours.out_channels not in accepted:

@@ -119,12 +119,8 @@ class Parameterization:
         return self.timesteps_at(a, b).float(), a, b
 
     def check_timesteps(self, timesteps: torch.Tensor) -> None:
-        """That timesteps are in the model's range. On a device they are not looked at, which would wait for it."""
-        low, high = self.timestep_range
-        if timesteps.device.type != "cpu" or torch.compiler.is_compiling() or timesteps.numel() == 0:
-            return
-        if not (timesteps.min() >= low and timesteps.max() <= high):
-            raise ValueError(f"`timesteps` is {timesteps.tolist()}, but has to be in [{low}, {high}].")
+        """That timesteps are in the model's range."""
+        check_range("timesteps", timesteps, *self.timestep_range)
 
     def custom(
         self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
@@ -223,7 +219,7 @@ class VariancePreserving(Parameterization):
         )
 
     def timesteps_at(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        rising = -self.half_log_snr.to(device=a.device, dtype=a.dtype)
+        rising = -self.half_log_snr.to(a.dtype).to(a.device)  # in this order: MPS has no float64
         wanted = (b.log() - a.log()).clamp(rising[0], rising[-1])
         above = torch.searchsorted(rising, wanted).clamp(1, len(self.a) - 1)
         return above - 1 + (wanted - rising[above - 1]) / (rising[above] - rising[above - 1])
@@ -372,7 +368,8 @@ class VarianceExploding(Parameterization):
         else:
             self.scheduler.set_timesteps(sigmas=torch.as_tensor(sigmas, device="cpu"))
             levels = self.scheduler.sigmas[:-1].double()
-        levels = _falling("sigmas", levels, (0, math.inf), includes_low=False)
+        given = timesteps if sigmas is None else sigmas
+        levels = _falling("sigmas", levels, (0, math.inf), includes_low=False, given=given)
         ones = torch.ones_like(levels)
         return self.timesteps_at(ones, levels).float(), ones, levels
 
@@ -568,6 +565,14 @@ def _agree(names: Sequence[str], config: dict) -> bool:
     """Whether schedulers sample the same models."""
     found = [parameterization_of(adopt_config({**config, "_class_name": name}, ())) for name in names]
     return all(type(each) is type(found[0]) and vars(each).get("a") == vars(found[0]).get("a") for each in found)
+
+
+def check_range(name: str, timesteps: torch.Tensor, low: float, high: float) -> None:
+    """That timesteps are in [low, high]. On a device they are not looked at, which would wait for it, nor in a compiled graph."""
+    if timesteps.device.type != "cpu" or torch.compiler.is_compiling() or timesteps.numel() == 0:
+        return
+    if not (timesteps.min() >= low and timesteps.max() <= high):
+        raise ValueError(f"`{name}` is {timesteps.tolist()}, but has to be in [{low}, {high}].")
 
 
 def _accepted() -> str:

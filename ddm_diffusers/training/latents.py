@@ -120,7 +120,7 @@ class LatentSpace:
                 failure = error
                 continue
             latents = sample_latents(self.vae, self.encode(image[None]), generator)
-            squares.append(latents.double().square().mean())
+            squares.append(latents.float().square().mean())
         if latents is None:
             raise failure
         return latents.shape[1], float(f"{torch.stack(squares).mean().sqrt():.3g}")

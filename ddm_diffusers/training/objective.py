@@ -165,8 +165,14 @@ def ddm_loss(
         gradient, `attenuation_loss`, `noise_loss` and, if it has a weight, `reconstruction_loss`, whose sum is the loss.
 
     Raises:
-        ValueError: `model_output` has a wrong shape, `weighting` is unknown, or `attenuation` is missing.
+        ValueError: `model_output` has a wrong shape, `weighting` is unknown, `attenuation` is missing, or the scheduler
+            samples a model of another process.
     """
+    if scheduler.config.prediction_type != "decoupled":
+        raise ValueError(
+            f"`scheduler` has prediction_type={scheduler.config.prediction_type!r}, but the objective of decoupled models needs"
+            " a DDMScheduler with prediction_type='decoupled'."
+        )
     process = scheduler.process
     if attenuation is None:
         if scheduler.config.attenuation == "linear":

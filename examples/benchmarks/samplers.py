@@ -375,7 +375,6 @@ GRIDS = {
 DDM_OPTIONS = (
     "noise_schedule",
     "solver_order",
-    "extrapolation",
     "corrector",
     "eta",
     "churn",
@@ -411,9 +410,6 @@ def ddm_settings():
         settings.append(ddm(f"order {order}, ratio, shift 0.6", solver_order=order, eta=0.0, shift=0.6))
         options = {"solver_order": order, "eta": 0.0, "corrector": False}
         settings.append(ddm(f"order {order}, ratio, sqrt noise, no corrector", **options))
-    for grid, noise_schedule in (("uniform", "sqrt"), ("uniform", "linear"), ("ratio", "sqrt")):
-        options = {**GRIDS[grid], "noise_schedule": noise_schedule, "solver_order": 2, "eta": 0.0}
-        settings.append(ddm(f"2M, {grid}, {noise_schedule} noise", extrapolation="log_snr", **options))
     return settings
 
 
@@ -448,9 +444,7 @@ def exact_network(mixture, scheduler):
             return (x - mixture.denoise(x, 1 - t, t)) / t  # noise - image
 
     else:
-        # under a model of another process DDMScheduler keeps its betas in a scheduler of diffusers
-        theirs = scheduler.model_process.scheduler if isinstance(scheduler, DDMScheduler) else scheduler
-        alphas_cumprod = theirs.alphas_cumprod.double().numpy()
+        alphas_cumprod = scheduler.alphas_cumprod.double().numpy()
         with np.errstate(divide="ignore"):  # alpha is 0 at the end of a schedule of zero SNR
             log_snr = np.log(alphas_cumprod) - np.log1p(-alphas_cumprod)
 

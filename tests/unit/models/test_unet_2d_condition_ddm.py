@@ -2,7 +2,7 @@
 """
 Proves that `DDMUNet2DConditionModel` is a UNet2DConditionModel with two outputs: between the scales its network is a
 stock one that holds the same weights, whatever it is told besides the latents. What holds for the other models as well is
-in test_dual_output.py, starting from a trained model in test_base_process.py.
+in test_dual_output.py, starting from a trained model in test_warm_start.py.
 """
 
 import inspect

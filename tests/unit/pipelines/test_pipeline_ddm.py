@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 import torch
 
-from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DModel
+from ddm_diffusers import DDMInpaintPipeline, DDMPipeline, DDMScheduler, DDMUNet2DAdapter, DDMUNet2DModel
 
 
 def seeded(seed=0):
@@ -453,12 +453,12 @@ def generators(count):
         ({}, {"output_type": "jpg"}, ("`output_type`", "'jpg'", "'pil'", "'np'", "'pt'")),
         ({}, {"batch_size": 2, "generator": generators(3)}, ("`generator`", "length 3", "each of the 2")),
         ({}, {"batch_size": 2, "generator": generators(1)}, ("`generator`", "length 1", "each of the 2")),
-        ({}, {"latents": torch.zeros(2, 3, 8, 8)}, ("`latents`", "(2, 3, 8, 8)", "(1, 3, 8, 8)")),
+        ({}, {"batch_size": 1, "latents": torch.zeros(2, 3, 8, 8)}, ("`latents`", "(2, 3, 8, 8)", "(1, 3, 8, 8)")),
         ({}, {"latents": torch.zeros(1, 3, 8, 4)}, ("`latents`", "(1, 3, 8, 4)", "(1, 3, 8, 8)")),
         (
             {},
             {"callback_on_step_end_tensor_inputs": ["latents", "prompt"]},
-            ("`callback_on_step_end_tensor_inputs`", "'prompt'", "['latents']"),
+            ("`callback_on_step_end_tensor_inputs`", "'prompt'", "['latents', 'pred_original_sample']"),
         ),
         ({}, {"class_labels": 1}, ("`class_labels`", "1", "None")),
         ({}, {"guidance_scale": 2.0}, ("`guidance_scale`", "2.0", "1.0")),
@@ -468,7 +468,12 @@ def generators(count):
         ({"num_class_embeds": 3}, {}, ("`class_labels`", "None", "from 0 to 2")),
         ({"num_class_embeds": 3}, {"class_labels": 3}, ("`class_labels`", "3", "from 0 to 2")),
         ({"num_class_embeds": 3}, {"class_labels": [-1]}, ("`class_labels`", "[-1]", "from 0 to 2")),
-        ({"num_class_embeds": 3}, {"class_labels": [0, 1]}, ("`class_labels`", "[0, 1]", "a list of 1, one")),
+        (
+            {"num_class_embeds": 3},
+            {"class_labels": [0, 1], "batch_size": 1},
+            ("`class_labels`", "[0, 1]", "a list of 1, one"),
+        ),
+        ({}, {"timesteps": [500, 500]}, ("`timesteps`", "[500, 500]", "falling")),
         (
             {"num_class_embeds": 3},
             {"class_labels": [0], "batch_size": 2},
@@ -499,9 +504,11 @@ def test_bad_arguments_change_nothing(unet_options, arguments, parts, pipeline, 
     [
         (DDMScheduler(noise_schedule="linear"), ("noise_schedule='linear'", "noise_schedule='sqrt'")),
         (DDMScheduler(attenuation="linear"), ("attenuation='linear'", "attenuation='constant'")),
-        (diffusers.DDIMScheduler(), ("DDIMScheduler", "attenuation=None", "needs a DDMScheduler")),
+        (DDMScheduler(num_train_timesteps=500), ("num_train_timesteps=500", "num_train_timesteps=1000")),
+        (DDMScheduler(prediction_type="epsilon"), ("prediction_type='epsilon'", "prediction_type='decoupled'")),
+        (diffusers.DDIMScheduler(), ("DDIMScheduler", "DDMScheduler.from_config(pipe.scheduler.config)")),
     ],
-    ids=["noise schedule", "attenuation", "another process"],
+    ids=["noise schedule", "attenuation", "timesteps", "prediction", "another process"],
 )
 def test_a_scheduler_of_another_process_is_refused(scheduler, parts, pipeline, rejects):
     pipe = pipeline()
@@ -522,11 +529,69 @@ def test_labels_that_are_no_numbers(labels, pipeline, rejects):
         pipeline(num_class_embeds=3)(class_labels=labels)
 
 
-def test_a_model_without_the_channels_of_the_process(plain_unet, rejects):
-    pipe = DDMPipeline(plain_unet(out_channels=3), DDMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    with rejects("`model_output`", "(1, 3, 8, 8)", "(1, 6, 8, 8)", "prediction_type='decoupled'"):
+@pytest.mark.parametrize(
+    "out_channels, scheduler, parts",
+    [
+        (3, DDMScheduler(), ("3 output", "prediction_type='decoupled'", "needs 6", "from_config")),
+        (6, DDMScheduler(prediction_type="epsilon"), ("6 output", "prediction_type='epsilon'", "needs 3")),
+    ],
+)
+def test_a_model_without_the_channels_of_the_process(out_channels, scheduler, parts, plain_unet, rejects):
+    pipe = DDMPipeline(plain_unet(out_channels=out_channels), scheduler)
+    with rejects("`unet`", *parts):
         pipe(num_inference_steps=2)
+
+
+def test_an_adapter_under_a_scheduler_that_it_is_not_for(tiny_unet, rejects):
+    pipe = DDMPipeline(DDMUNet2DAdapter(tiny_unet(), diffusers.DDIMScheduler()), DDMScheduler())
+    with rejects("`unet`", "3 output", "from_config"):
+        pipe(num_inference_steps=2)
+
+
+def test_labels_or_latents_tell_the_number_of_images(pipeline):
+    pipe = pipeline(num_class_embeds=3)
+    assert len(pipe(class_labels=[0, 1, 2], num_inference_steps=1).images) == 3
+    assert len(pipe(class_labels=torch.tensor([0, 1]), num_inference_steps=1).images) == 2
+    assert len(pipe(class_labels=0, latents=torch.zeros(2, 3, 8, 8), num_inference_steps=1).images) == 2
+    assert len(pipe(class_labels=0, num_inference_steps=1).images) == 1
+
+
+def test_latents_and_estimates(pipeline):
+    pipe = pipeline()
+    estimates = []
+
+    def keep(pipe, i, t, tensors):
+        estimates.append(tensors["pred_original_sample"])
+
+    arguments = {"num_inference_steps": 3, "output_type": "latent", "callback_on_step_end": keep}
+    latents = pipe(
+        generator=seeded(), callback_on_step_end_tensor_inputs=["latents", "pred_original_sample"], **arguments
+    ).images
+    images = pipe(generator=seeded(), num_inference_steps=3, output_type="pt").images
+    torch.testing.assert_close((latents / 2 + 0.5).clamp(0, 1), images)
+    assert len(estimates) == 3 and torch.equal(estimates[-1], latents)
+
+
+def test_timesteps_in_place_of_steps(pipeline):
+    pipe = pipeline()
+    pipe(timesteps=[900.0, 500.0, 20.0])
+    assert pipe.scheduler.timesteps.tolist() == [900.0, 500.0, 20.0] and pipe.num_timesteps == 3
+
+
+def test_from_pipe(pipeline, plain_unet, rejects):
+    pipe = pipeline()
+    other = DDMInpaintPipeline.from_pipe(pipe)
+    assert other.unet is pipe.unet and other.scheduler is pipe.scheduler and other.vae is None
+    assert DDMPipeline.from_pipe(other).unet is pipe.unet
+    # a pipeline of diffusers, whose model has to be swapped
+    theirs = diffusers.DDPMPipeline(plain_unet(), diffusers.DDPMScheduler())
+    ours = DDMPipeline.from_pipe(theirs)
+    with rejects("`scheduler`", "DDPMScheduler", "from_config"):
+        ours(num_inference_steps=1)
+    ours.scheduler = DDMScheduler.from_config(ours.scheduler.config)
+    assert len(ours(num_inference_steps=1).images) == 1
+    back = diffusers.DDPMPipeline.from_pipe(pipe, unet=pipe.unet)
+    assert back.unet is pipe.unet and len(back(num_inference_steps=1).images) == 1
 
 
 @pytest.mark.parametrize("sample_size", [None])

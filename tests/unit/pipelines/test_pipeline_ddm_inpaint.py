@@ -14,8 +14,11 @@ import PIL.Image
 import pytest
 import torch
 from diffusers.configuration_utils import FrozenDict
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ddm_diffusers import DDMInpaintPipeline, DDMPipeline, DDMScheduler
+from ddm_diffusers import DDMInpaintPipeline, DDMPipeline, DDMScheduler, DecoupledProcess
+from ddm_diffusers.pipelines.pipeline_ddm_inpaint import reconstruction_guidance
 
 
 def seeded(seed=0):
@@ -212,17 +215,13 @@ class MirrorModel(torch.nn.Module):
 
     def forward(self, x, timestep, return_dict):
         self.differentiated.append(x.requires_grad)
-        process, other = self.scheduler.process, self.scheduler.model_process
-        if other is None:
-            t = float(timestep) / 1000
-            a, b = process.alpha(t), process.sigma(t)
-        else:
-            a, b = (float(scale) for scale in other.scales(timestep.double()))
+        process, parameterization = self.scheduler.process, self.scheduler.parameterization
+        a, b = (float(scale) for scale in parameterization.scales(timestep.double()))
         x_0 = a * (x + x.flip(-1)) / (2 * a**2 + b**2)
         noise = (x - a * x_0) / b
-        if other is None:
+        if self.scheduler.config.prediction_type == "decoupled":
             return (torch.cat([process.coefficients(x_0, torch.zeros_like(x_0)), noise], dim=1),)
-        return (other.prediction(x_0, noise, a, b),)
+        return (parameterization.output(x_0, noise, a, b),)
 
 
 MIRROR_PROCESSES = [
@@ -393,3 +392,47 @@ def test_models_of_another_kind_are_refused(pipeline, plain_unet, rejects):
     with rejects("`vae`", "AutoencoderKL"):
         vae = diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
         DDMInpaintPipeline(plain_unet(out_channels=6), DDMScheduler(), vae=vae)
+
+
+# ------------------------------------------------------------------------------------------------- the guidance in closed form
+
+
+def draw_rows(seed):
+    """Known images and noisy ones, of 6 pixels."""
+    return torch.randn(2, 3, 6, generator=seeded(seed), dtype=torch.float64).unbind()
+
+
+def gaussian_estimate(process, covariance, x_t, t):
+    """The exact estimate of images of a Gaussian law, `(N, pixels)`."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    variance = alpha**2 * covariance + sigma**2 * torch.eye(len(covariance), dtype=covariance.dtype)
+    return x_t @ torch.linalg.solve(variance, alpha * covariance)
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@given(t=st.floats(0.01, 0.99), seed=st.integers(0, 2**32 - 1))
+def test_guidance_by_independent_pixels_gives_the_known_ones(noise_schedule, t, seed):
+    process, (known, x_t) = DecoupledProcess(noise_schedule=noise_schedule), draw_rows(seed)
+    x_t.requires_grad_()
+    is_known = torch.arange(6) < 4
+    x_0 = gaussian_estimate(process, torch.eye(6, dtype=torch.float64), x_t, t)
+    guided = x_0 + reconstruction_guidance(x_0, x_t, known, is_known, process.alpha(t), process.sigma(t))
+    torch.testing.assert_close(guided[:, :4], known[:, :4], rtol=0, atol=1e-12)
+    assert torch.equal(guided[:, 4:], x_0[:, 4:])
+
+
+@pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_guidance_near_pure_noise_is_regression_on_the_known_pixels(noise_schedule, seed):
+    """Where `x_t` tells nothing of the image, `E[x_0 | known]` is all there is to say: `Cov(x_0, known) known`."""
+    process, (known, x_t) = DecoupledProcess(noise_schedule=noise_schedule), draw_rows(seed)
+    weights = torch.randn(4, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    # four independent pixels, and two that are sums of them and of what they do not tell
+    covariance = torch.eye(6, dtype=torch.float64)
+    covariance[:4, 4:], covariance[4:, :4] = weights, weights.T
+    covariance[4:, 4:] += weights.T @ weights
+    t = 1 - 1e-7
+    x_t.requires_grad_()
+    x_0 = gaussian_estimate(process, covariance, x_t, t)
+    guided = x_0 + reconstruction_guidance(x_0, x_t, known, torch.arange(6) < 4, process.alpha(t), process.sigma(t))
+    torch.testing.assert_close(guided[:, 4:], known[:, :4] @ weights, rtol=0, atol=1e-4)

@@ -149,3 +149,24 @@ def test_a_pipeline_saved_and_loaded(own_memory, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     arguments = {"class_labels": [0, 2], "guidance_scale": 2.0, "num_inference_steps": 3}
     assert np.array_equal(images(pipe, **arguments), images(loaded, **arguments))
+
+
+@torch.no_grad()
+def test_it_is_exported_with_a_dynamic_batch():
+    """As the stock transformer is, for any number of images."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, sample, timestep):
+            return self.model(sample, timestep, return_dict=False)[0]
+
+    model = Wrapper(tiny())
+    batch = torch.export.Dim("batch", min=2, max=64)
+    arguments = (draw(3, 4, 8, 8), torch.full((3,), 400.0))
+    exported = torch.export.export(model, arguments, dynamic_shapes=({0: batch}, {0: batch}), strict=False).module()
+    for num_images in (3, 5):
+        x, timesteps = draw(num_images, 4, 8, 8, seed=num_images), torch.full((num_images,), 300.0)
+        torch.testing.assert_close(exported(x, timesteps), model(x, timesteps))

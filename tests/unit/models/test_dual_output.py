@@ -433,3 +433,9 @@ def test_samples_of_a_wrong_shape(kind, change, rejects):
     x = noisy(model)[:, :, 0] if change is None else draw(2, channels + change, 8, 8)
     with rejects("`sample`", str(tuple(x.shape)), f"(batch_size, {channels}, height, width)"):
         run(model, x, 500)
+
+
+@pytest.mark.parametrize("timestep", [1000.5, -1, torch.tensor([3.0, 1001.0])], ids=str)
+def test_timesteps_that_no_time_has(timestep, rejects):
+    with rejects("`timestep`", "[0, 1000]"):
+        make(KINDS["unet2d"])(draw(2, 3, 8, 8), timestep)

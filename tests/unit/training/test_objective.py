@@ -311,3 +311,10 @@ def test_wrong_channels(channels, rejects):
     clean, noise, timesteps, _, _ = draw_batch(scheduler, [0.5])
     with rejects("`model_output`", f"(1, {channels}, 4, 4)", "(1, 6, 4, 4)", "'constant'"):
         ddm_loss(scheduler, torch.zeros(1, channels, 4, 4), clean, noise, timesteps)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "flow_prediction"])
+def test_a_scheduler_of_another_process(prediction_type, rejects):
+    x = torch.zeros(2, 3)
+    with rejects("`scheduler`", repr(prediction_type), "'decoupled'"):
+        ddm_loss(DDMScheduler(prediction_type=prediction_type), torch.zeros(2, 6), x, x, torch.ones(2))

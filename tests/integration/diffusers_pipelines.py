@@ -17,7 +17,8 @@ For each pipeline the script
 Only the tests come from the checkout; the pipelines are the installed release's. Nothing is downloaded: `tiny_hub.py` has
 stand-ins for the checkpoints that the tests load. Each pipeline runs in a forked process, so the script needs Linux or macOS.
 
-`--only NAME` runs the pipelines, tests or modules with NAME in their name and updates their records in `--output`.
+`--only NAME` runs the pipelines, tests or modules with NAME in their name, and `--again STATUS` those whose record in
+`--output` has this status. Both update the file.
 """
 
 import argparse
@@ -51,20 +52,20 @@ TOLERANCE = 1e-4
 TIME_LIMIT = 300  # seconds for each pipeline
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "prior_prior", "decoder", "dit")
 FAMILIES = {"VP": DDIMScheduler, "flow": FlowMatchEulerDiscreteScheduler, "EDM": EDMEulerScheduler}
-STATUSES = ("runs", "differs", "refused", "fails", "no scheduler", "not built", "not imported")
+STATUSES = ("runs", "differs", "refused", "fails", "no scheduler", "not built", "not imported", "time limit")
 
 
 # ------------------------------------------------------------------------------------------------------------ the tests
 
 
-def find_tests(checkout, only=None):
+def find_tests(checkout, only="", modules=None):
     """The test classes that build pipelines, one for each way of building, and the modules that do not import."""
     sys.path.insert(0, str(checkout))
     tests, missing = [], []
     for path in sorted((checkout / "tests" / "pipelines").glob("*/test_*.py")):
-        if only and only not in f"{path.stem} {path.read_text()}":
-            continue
         name = f"tests.pipelines.{path.parent.name}.{path.stem}"
+        if only not in f"{name} {path.read_text()}" or (modules is not None and name not in modules):
+            continue
         try:
             module = importlib.import_module(name)
         except Exception as error:
@@ -81,7 +82,7 @@ def find_tests(checkout, only=None):
                 and hasattr(test, "get_dummy_inputs")
             ):
                 names = f"{name} {test.__name__} {pipeline.__name__}"
-                if not only or only in names:
+                if only in names:
                     found.setdefault((pipeline, test.get_dummy_components), test)
         tests += found.values()
     return tests, missing
@@ -99,7 +100,6 @@ class Built:
                 pass
         self.pipe = test.pipeline_class(**self.test.get_dummy_components())
         self.pipe.set_progress_bar_config(disable=True)
-        self.states = []
         self.evaluations = {}
         for name, component in self.pipe.components.items():
             if isinstance(component, torch.nn.Module):
@@ -130,6 +130,12 @@ class Built:
         inputs = self.test.get_dummy_inputs(*(["cpu"] if "device" in parameters else []))
         if "num_inference_steps" in inspect.signature(self.pipe.__call__).parameters:
             inputs["num_inference_steps"] = NUM_STEPS
+        if "use_resolution_binning" in inspect.signature(self.pipe.__call__).parameters:
+            inputs["use_resolution_binning"] = False  # which would draw 1024 x 1024 pixels
+        if inputs.get("strength", 1) * NUM_STEPS < 1:
+            inputs["strength"] = 0.5
+        if hasattr(self.test, "get_dummy_inversion_inputs"):  # edits an image that it has inverted before
+            self.pipe.invert(**self.test.get_dummy_inversion_inputs("cpu"))
         self.evaluations, states = {}, []
         record_states(self.scheduler, states)
         torch.manual_seed(0)
@@ -221,16 +227,15 @@ def reference_of(stock, family):
     parameters = inspect.signature(FAMILIES[family].__init__).parameters
     options = {key: value for key, value in config.items() if key in parameters}
     if family == "VP":
-        # the betas that give the other scheduler's own numbers, whatever its config makes of them
-        alphas_cumprod = stock.alphas_cumprod.double()
-        betas = 1 - alphas_cumprod / torch.cat([torch.ones(1).double(), alphas_cumprod[:-1]])
-        options |= {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
         options |= {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": True}
         options.setdefault("clip_sample", False)
         options.setdefault("prediction_type", "epsilon")
     elif family == "flow":
         options |= {"stochastic_sampling": False, "shift": config.get("flow_shift", config.get("shift", 1.0))}
     reference = FAMILIES[family](**options)
+    if family == "VP":
+        # whatever the other scheduler makes of its betas
+        reference.alphas_cumprod = stock.alphas_cumprod.clone()
     if str(config.get("variance_type", "")).startswith("learned"):
         reference.register_to_config(variance_type=config["variance_type"])
 
@@ -366,15 +371,15 @@ def isolated(test):
     process = context.Process(target=work)
     process.start()
     sender.close()
+    status, reason = "time limit", f"takes more than {TIME_LIMIT} s"
     try:
         record = receiver.recv() if receiver.poll(TIME_LIMIT) else None
-        reason = f"takes more than {TIME_LIMIT} s"
     except EOFError:
-        record, reason = None, "the process died"
+        record, status, reason = None, "fails", "the process died"
     if record is None:
         process.kill()
         record = {"module": test.__module__, "test": test.__name__, "pipeline": test.pipeline_class.__name__}
-        record |= {"status": "fails", "stage": "process", "reason": reason}
+        record |= {"status": status, "stage": "process", "reason": reason}
     process.join()
     return {**record, "seconds": round(time.monotonic() - start, 1)}
 
@@ -413,15 +418,25 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkout", type=Path, required=True, help="Folder of a checkout of diffusers.")
     parser.add_argument("--output", type=Path, help="JSON file for the records, one for each pipeline.")
-    parser.add_argument("--only", help="Run the pipelines, tests or modules with this in their name.")
+    parser.add_argument("--only", default="", help="Run the pipelines, tests or modules with this in their name.")
+    parser.add_argument(
+        "--again", nargs="+", choices=STATUSES, help="Run those whose record in `--output` has this status."
+    )
     options = parser.parse_args()
 
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    records = {}
-    if options.only and options.output and options.output.exists():
+    records, chosen = {}, None
+    if (options.only or options.again) and options.output and options.output.exists():
         records = {(record["module"], record["test"]): record for record in json.loads(options.output.read_text())}
-    tests, missing = find_tests(options.checkout.resolve(), options.only)
+    if options.again:
+        chosen = {key for key, record in records.items() if record["status"] in options.again}
+    modules = None if chosen is None else {module for module, test in chosen}
+    tests, missing = find_tests(options.checkout.resolve(), options.only, modules)
+    if chosen is not None:
+        tests = [test for test in tests if {(test.__module__, test.__name__), (test.__module__, "")} & chosen]
+    imported = {test.__module__ for test in tests}
+    records = {key: record for key, record in records.items() if record["test"] or key[0] not in imported}
     diffusers.utils.logging.set_verbosity_error()
     tiny_hub.install()
     done = {(record["module"], record["test"]): record for record in missing}
@@ -433,8 +448,8 @@ def main():
             flush=True,
         )
         if options.output:
-            options.output.write_text(json.dumps(list({**records, **done}.values()), indent=1) + "\n")
-    print("\n" + summary(list(done.values())))
+            options.output.write_text(json.dumps(list((records | done).values()), indent=1) + "\n")
+    print("\n" + summary(list((records | done).values())))
     return 1 if any(record["status"] in ("differs", "fails") for record in done.values()) else 0
 
 

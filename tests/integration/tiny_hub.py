@@ -4,8 +4,13 @@ Stand-ins for the tiny checkpoints that diffusers' tests load from the Hub: toke
 same sizes. With them the tests' pipelines are built offline.
 """
 
+from types import SimpleNamespace
+
+import diffusers
 import torch
 import transformers
+from diffusers.models.controlnets import controlnet_cosmos
+from diffusers.models.transformers import transformer_cosmos
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -62,7 +67,7 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% endif %}"""
 
 
-def tokenizer(qwen=False, **options):
+def tokenizer(cls=None, qwen=False, **options):
     """A tokenizer that spells: each byte is a token."""
     vocabulary = {token: number for number, token in enumerate(("<s>", "<pad>", "</s>", "<unk>"))}
     for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
@@ -87,7 +92,10 @@ def tokenizer(qwen=False, **options):
         names["extra_special_tokens"] = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     options = {name: value for name, value in options.items() if name in ("model_max_length", "padding_side")}
     options = {"model_max_length": 131072 if qwen else 77, **options}
-    return PreTrainedTokenizerFast(tokenizer_object=spelling, chat_template=CHAT_TEMPLATE, **names, **options)
+    made = PreTrainedTokenizerFast(tokenizer_object=spelling, chat_template=CHAT_TEMPLATE, **names, **options)
+    if cls in (transformers.RobertaTokenizer, transformers.T5Tokenizer):  # AudioLDM2 tells them apart
+        made.__class__ = cls
+    return made
 
 
 def config(name):
@@ -112,9 +120,10 @@ def model(cls, name):
         return cls(cls.config_class(**VISION_MODEL))
     if kind == "ChatGLMModel":
         sizes = {"num_layers": 2, "padded_vocab_size": 1000, "hidden_size": 8, "ffn_hidden_size": 8, "kv_channels": 4}
-        return cls(cls.config_class(**sizes, num_attention_heads=2, seq_length=256, rmsnorm=True))
+        return cls(cls.config_class(**sizes, num_attention_heads=2, seq_length=256, original_rope=True))
     if kind == "Gemma3ForConditionalGeneration":
-        return cls(cls.config_class(text_config=LANGUAGE_MODEL, vision_config=VISION_MODEL, mm_tokens_per_image=9))
+        text = {**LANGUAGE_MODEL, "hidden_size": 32}
+        return cls(cls.config_class(text_config=text, vision_config=VISION_MODEL, mm_tokens_per_image=9))
     if kind.startswith("Qwen"):
         vision = {
             "depth": 2,
@@ -133,7 +142,9 @@ def model(cls, name):
 
 
 def processor(cls, name):
-    """Qwen's processor, without video, which would need torchvision."""
+    """Qwen's processor, without video, which would need torchvision; of Mistral's the tokenizer is enough."""
+    if "Mistral" in name:
+        return tokenizer(model_max_length=512)
     if "Qwen" not in name:
         raise KeyError(f"There is no stand-in for the processor of {name}.")
     if cls is transformers.AutoProcessor:
@@ -145,10 +156,23 @@ def processor(cls, name):
     return made
 
 
+def tiny_unet():
+    """That of the consistency models."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    return diffusers.UNet2DModel(
+        sample_size=32, block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1, **blocks
+    )
+
+
+def resize(image, size, interpolation):
+    return torch.nn.functional.interpolate(image, size, mode=interpolation)
+
+
 def stand_in(cls, name, **options):
     bases = {base.__name__ for base in cls.__mro__}
     if "Tokenizer" in cls.__name__:
-        return tokenizer(qwen="qwen" in name.lower() or "cosmos3" in name, **options)
+        return tokenizer(cls, qwen="qwen" in name.lower() or "cosmos3" in name, **options)
     if "PreTrainedModel" in bases:
         return model(cls, name)
     if cls is transformers.AutoConfig:
@@ -173,3 +197,11 @@ def install():
     ]
     for base in transformers_classes:
         base.from_pretrained = classmethod(lambda cls, name, *args, **options: stand_in(cls, name, **options))
+    diffusers.UNet2DModel.from_pretrained = classmethod(lambda cls, name, **options: tiny_unet())
+    for module in (controlnet_cosmos, transformer_cosmos):
+        # from torchvision, which not every build of torch has
+        if not hasattr(module, "transforms"):
+            functional = SimpleNamespace(resize=resize)
+            module.transforms = SimpleNamespace(
+                functional=functional, InterpolationMode=SimpleNamespace(NEAREST="nearest")
+            )

@@ -73,19 +73,32 @@ def find_tests(checkout, only="", modules=None):
             continue
         found = {}
         for test in vars(module).values():
-            if not (isinstance(test, type) and test.__module__ == name):
-                continue
-            pipeline = getattr(test, "pipeline_class", None)
-            if (
-                isinstance(pipeline, type)
-                and hasattr(test, "get_dummy_components")
-                and hasattr(test, "get_dummy_inputs")
-            ):
-                names = f"{name} {test.__name__} {pipeline.__name__}"
-                if only in names:
-                    found.setdefault((pipeline, test.get_dummy_components), test)
+            if isinstance(test, type) and test.__module__ == name and is_complete(test):
+                if only in f"{name} {test.__name__} {test.pipeline_class.__name__}":
+                    found.setdefault((test.pipeline_class, test.get_dummy_components), test)
         tests += found.values()
     return tests, missing
+
+
+def is_complete(test):
+    """Whether a class builds a pipeline, and is not the base of those that do."""
+    if not isinstance(getattr(test, "pipeline_class", None), type) or not hasattr(test, "get_dummy_inputs"):
+        return False
+    _, *parameters = inspect.signature(
+        getattr(test, "get_dummy_components", lambda self, missing: None)
+    ).parameters.values()
+    return all(parameter.default is not parameter.empty for parameter in parameters)
+
+
+def shrink_images():
+    """Editing pipelines scale an image to 1024 x 1024 pixels, whatever size a call asks for. Here it becomes 64 x 64."""
+
+    def small(original, target_area, ratio):
+        return original(min(target_area, 64 * 64), ratio)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("diffusers.pipelines.") and "calculate_dimensions" in vars(module):
+            module.calculate_dimensions = functools.partial(small, module.calculate_dimensions)
 
 
 class Built:
@@ -130,8 +143,10 @@ class Built:
         inputs = self.test.get_dummy_inputs(*(["cpu"] if "device" in parameters else []))
         if "num_inference_steps" in inspect.signature(self.pipe.__call__).parameters:
             inputs["num_inference_steps"] = NUM_STEPS
-        if "use_resolution_binning" in inspect.signature(self.pipe.__call__).parameters:
-            inputs["use_resolution_binning"] = False  # which would draw 1024 x 1024 pixels
+        # binning would draw 1024 x 1024 pixels, and an intermediate timestep goes with 2 steps only
+        for name, value in (("use_resolution_binning", False), ("intermediate_timesteps", None)):
+            if name in inspect.signature(self.pipe.__call__).parameters:
+                inputs[name] = value
         if inputs.get("strength", 1) * NUM_STEPS < 1:
             inputs["strength"] = 0.5
         if hasattr(self.test, "get_dummy_inversion_inputs"):  # edits an image that it has inverted before
@@ -157,10 +172,16 @@ class Run:
     def finite(self):
         return all(bool(torch.isfinite(tensor.float()).all()) for tensor in self.output)
 
+    def equals(self, other):
+        return self.kinds == other.kinds and self.output_difference(other) == 0
+
     def difference(self, other):
-        """The largest difference of outputs and of samples between the steps, relative to values above 1."""
-        pairs = list(zip(self.output + self.states, other.output + other.states, strict=True))
-        return max((relative_difference(a, b) for a, b in pairs), default=0.0)
+        """The largest difference of the samples between the steps, relative to values above 1."""
+        return max(relative_difference(a, b) for a, b in zip(self.states, other.states, strict=True))
+
+    def output_difference(self, other):
+        """The same of the outputs. Some decoders round to a codebook, so that small differences grow."""
+        return max(relative_difference(a, b) for a, b in zip(self.output, other.output, strict=True))
 
 
 def relative_difference(a, b):
@@ -333,12 +354,14 @@ def compare(record, built, stock, after):
                 built.swap(ours)
                 first_order = built.run()
                 record["max_difference"] = first_order.difference(reference)
+                record["output_difference"] = first_order.output_difference(reference)
                 if record["max_difference"] > TOLERANCE:
                     problems.append(f"differs from {record['reference']} by {record['max_difference']:.2g}")
             except Exception as error:
                 problems.append(f"at the timesteps of {record['reference']}: {describe(error)['reason']}")
                 record["frames"] = describe(error)["frames"]
-    if after.evaluations != expected:
+    # of two models each has its share of the timesteps
+    if sum(after.evaluations.values()) != sum(expected.values()):
         problems.append(f"evaluations: {after.evaluations} instead of {expected}")
 
 
@@ -439,6 +462,7 @@ def main():
     records = {key: record for key, record in records.items() if record["test"] or key[0] not in imported}
     diffusers.utils.logging.set_verbosity_error()
     tiny_hub.install()
+    shrink_images()
     done = {(record["module"], record["test"]): record for record in missing}
     for test in tests:
         record = isolated(test)

@@ -180,6 +180,8 @@ def stand_in(cls, name, **options):
     if "ProcessorMixin" in bases or cls is transformers.AutoProcessor:
         return processor(cls, name)
     # image processors and feature extractors
+    if cls.__name__.startswith("DPT"):
+        options["size"] = {"height": 32, "width": 32}
     return cls(**options)
 
 

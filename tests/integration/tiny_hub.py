@@ -67,6 +67,15 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message.role }}
 {% endif %}"""
 
 
+class TokenizerWithPositions(PreTrainedTokenizerFast):
+    """ChatGLM's tokenizer numbers its tokens too."""
+
+    def __call__(self, *arguments, **options):
+        tokens = super().__call__(*arguments, **options)
+        tokens["position_ids"] = tokens.attention_mask.cumsum(dim=-1) - 1
+        return tokens
+
+
 def tokenizer(cls=None, qwen=False, **options):
     """A tokenizer that spells: each byte is a token."""
     vocabulary = {token: number for number, token in enumerate(("<s>", "<pad>", "</s>", "<unk>"))}
@@ -95,6 +104,8 @@ def tokenizer(cls=None, qwen=False, **options):
     made = PreTrainedTokenizerFast(tokenizer_object=spelling, chat_template=CHAT_TEMPLATE, **names, **options)
     if cls in (transformers.RobertaTokenizer, transformers.T5Tokenizer):  # AudioLDM2 tells them apart
         made.__class__ = cls
+    if cls is not None and cls.__name__ == "ChatGLMTokenizer":
+        made.__class__ = TokenizerWithPositions
     return made
 
 

@@ -75,7 +75,7 @@ def find_tests(checkout, only="", modules=None):
         found = {}
         for test in vars(module).values():
             if isinstance(test, type) and test.__module__ == name and is_complete(test):
-                if only in f"{name} {test.__name__} {test.pipeline_class.__name__}":
+                if only in f"{name} {test.__name__} {name_of(test)}":
                     found.setdefault((test.pipeline_class, test.get_dummy_components), test)
         tests += found.values()
     return tests, missing
@@ -89,6 +89,11 @@ def is_complete(test):
         getattr(test, "get_dummy_components", lambda self, missing: None)
     ).parameters.values()
     return all(parameter.default is not parameter.empty for parameter in parameters)
+
+
+def name_of(test):
+    """The name of the pipeline's class in diffusers, which a test may have derived its own from."""
+    return next(kind.__name__ for kind in test.pipeline_class.__mro__ if kind.__module__.startswith("diffusers."))
 
 
 def shrink_images():
@@ -284,7 +289,7 @@ def at_timesteps_of(scheduler, reference):
 
 def examine(test):
     """The record of one pipeline."""
-    record = {"module": test.__module__, "test": test.__name__, "pipeline": test.pipeline_class.__name__}
+    record = {"module": test.__module__, "test": test.__name__, "pipeline": name_of(test)}
     record |= {
         "scheduler": None,
         "family": None,
@@ -392,7 +397,7 @@ def isolated(test):
         try:
             record = examine(test)
         except Exception as error:
-            record = {"module": test.__module__, "test": test.__name__, "pipeline": test.pipeline_class.__name__}
+            record = {"module": test.__module__, "test": test.__name__, "pipeline": name_of(test)}
             record |= {"status": "fails", "stage": "harness", **describe(error)}
         sender.send(record)
 
@@ -407,7 +412,7 @@ def isolated(test):
         record, status, reason = None, "fails", "the process died"
     if record is None:
         process.kill()
-        record = {"module": test.__module__, "test": test.__name__, "pipeline": test.pipeline_class.__name__}
+        record = {"module": test.__module__, "test": test.__name__, "pipeline": name_of(test)}
         record |= {"status": status, "stage": "process", "reason": reason}
     process.join()
     return {**record, "seconds": round(time.monotonic() - start, 1)}
@@ -417,16 +422,26 @@ def isolated(test):
 
 
 def summary(records):
-    """Tables in Markdown: how many of each family have which status, and the reasons of all that do not run."""
+    """Tables in Markdown: what runs by family and stock scheduler, all counts, and the reasons of all that do not run."""
+    lines = ["| family | stock scheduler | pipelines that run | first-order reference | largest difference |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    groups = {}
+    for record in records:
+        if record["status"] == "runs":
+            key = (record["family"], record["scheduler"], record.get("reference") or "-")
+            groups.setdefault(key, []).append(record)
+    for (family, scheduler, reference), group in sorted(groups.items()):
+        names = {record["pipeline"] for record in group}
+        differences = [record["max_difference"] for record in group if record["max_difference"] is not None]
+        largest = f"{max(differences):.1e}" if differences else "-"
+        lines.append(f"| {family} | {scheduler} | {len(names)} | {reference} | {largest} |")
     used = [status for status in STATUSES if any(record["status"] == status for record in records)]
-    lines = [f"| family | {' | '.join(used)} |", "| --- |" + " --- |" * len(used)]
-    for family in (*FAMILIES, "other", None):
-        chosen = [record for record in records if record.get("family") == family]
+    lines += ["", f"| family | {' | '.join(used)} |", "| --- |" + " --- |" * len(used)]
+    for family in (*FAMILIES, "other", None, "all"):
+        chosen = [record for record in records if family in (record.get("family"), "all")]
+        names = [{record.get("pipeline") for record in chosen if record["status"] == status} for status in used]
         if chosen:
-            counts = [sum(record["status"] == status for record in chosen) for status in used]
-            lines.append(f"| {family or '-'} | {' | '.join(map(str, counts))} |")
-    counts = [sum(record["status"] == status for record in records) for status in used]
-    lines.append(f"| all | {' | '.join(map(str, counts))} |")
+            lines.append(f"| {family or '-'} | {' | '.join(str(len(each)) for each in names)} |")
     for status in used:
         reasons = {}
         for record in records:

@@ -450,6 +450,12 @@ def parameterization_of(config: dict) -> Parameterization:
     """
     prediction_type = config["prediction_type"]
     if prediction_type == "flow_prediction":
+        # Cosmos 2 drives FlowMatchEulerDiscreteScheduler with the noise levels of x_0 + sigma eps
+        if config.get("sigma_max") and config["sigma_max"] > 1:
+            raise ValueError(
+                f"`sigma_max` is {config['sigma_max']}, but the noise levels of flow matching are in (0, 1]: the pipeline uses"
+                " its scheduler for another process."
+            )
         # other options of schedulers with `use_flow_sigmas` belong to their solver
         names = ("num_train_timesteps", "shift") if config.get("use_flow_sigmas") else config.keys()
         return FlowMatching(make_scheduler("FlowMatchEulerDiscreteScheduler", {name: config[name] for name in names}))

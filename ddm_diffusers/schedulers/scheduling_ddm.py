@@ -38,6 +38,10 @@ TIME_GRIDS = ("uniform", "power", "ratio", "model")
 MAX_RUNS = 4
 
 
+class MissingAttributeError(AttributeError, ValueError):
+    """A pipeline reads an attribute of a scheduler that the models of this scheduler do not have."""
+
+
 @dataclass
 class DDMSchedulerOutput(BaseOutput):
     """
@@ -251,7 +255,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
     def sigmas(self) -> torch.Tensor:
         """The noise levels of the run and a final 0, of flow matching and EDM models; others do not have the attribute."""
         if not isinstance(self.parameterization, (FlowMatching, VarianceExploding)):
-            raise AttributeError("only flow matching and EDM models have sigmas")
+            raise AttributeError  # explained by __getattr__
         run = self._runs[0]
         if not run.steps:
             return self.parameterization.scheduler.sigmas
@@ -261,7 +265,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
     def alphas_cumprod(self) -> torch.Tensor:
         """`alphas_cumprod` of the scheduler that an `"epsilon"`, `"sample"` or `"v_prediction"` model was trained with."""
         if not isinstance(self.parameterization, VariancePreserving):
-            raise AttributeError("only models of variance-preserving processes have alphas_cumprod")
+            raise AttributeError
         return torch.tensor(self.parameterization.a, dtype=torch.float64, device="cpu").square().float()
 
     @property
@@ -269,6 +273,23 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         """The `betas` that belong to `alphas_cumprod`."""
         alphas_cumprod = self.alphas_cumprod
         return 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
+
+    def __getattr__(self, name: str):
+        models = {
+            "sigmas": "flow matching and EDM models",
+            "alphas_cumprod": "models that predict epsilon, the sample or v",
+            "betas": "models that predict epsilon, the sample or v",
+        }
+        if name in models:
+            raise MissingAttributeError(
+                f"`scheduler.{name}` exists for {models[name]}, but `prediction_type` is {self.config.prediction_type!r}. A"
+                " pipeline that reads it needs another scheduler for this model."
+            )
+        return super().__getattr__(name)
+
+    def _get_conditioning_c_in(self, sigma: float | torch.Tensor) -> float | torch.Tensor:
+        """`c_in` of an EDM model, by the name that Cosmos' pipelines call."""
+        return self.parameterization.scale_input(1.0, sigma)
 
     @property
     def step_index(self) -> int | None:
@@ -495,6 +516,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
         prev_timestep: float | torch.Tensor | None = None,
         per_token_timesteps: torch.Tensor | None = None,
+        pred_original_sample: torch.Tensor | None = None,
         **kwargs,
     ) -> DDMSchedulerOutput | tuple:
         """
@@ -521,6 +543,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
                 For flow matching and samples `(batch_size, num_tokens, channels)`: the timestep of each token. Tokens at
                 `timestep` take the step; others take Euler's to the next of `timesteps`. The model output is then `x_0 - eps`,
                 as in [`~diffusers.FlowMatchEulerDiscreteScheduler`].
+            pred_original_sample (`torch.Tensor` of the shape of `sample`, *optional*):
+                The clean sample, in place of the one that `model_output` stands for. Cosmos' pipelines pass it.
             kwargs: `eta` and `use_clipped_model_output` have no effect; `DDIMPipeline` passes them to every scheduler. The
                 scheduler's own `eta` is that of its config.
 
@@ -552,6 +576,9 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             prev_sample = x_0 = x.clone()
         else:
             estimate = self.convert_model_output(model_output, x, a, b)
+            if pred_original_sample is not None:
+                x_0 = at_least_float32(pred_original_sample)
+                estimate = Estimate(x_0, (x - a * x_0) / b)
             x_t = x if run.path_scales[i] == 1 else x * run.path_scales[i]
             if run.solver is None:
                 if bridge.t == 1 and not self._predicts_both:  # there is nothing but noise

@@ -278,6 +278,8 @@ def at_timesteps_of(scheduler, reference):
     """Make `set_timesteps` of the scheduler take the timesteps that the reference would have."""
 
     def set_timesteps(self, num_inference_steps=None, device=None, **kwargs):
+        if kwargs.get("timesteps") is not None and kwargs.get("sigmas") is not None:  # these say all
+            return type(self).set_timesteps(self, num_inference_steps, device=device, **kwargs)
         reference.set_timesteps(num_inference_steps, device=device, **kwargs)
         type(self).set_timesteps(self, timesteps=reference.timesteps.tolist(), device=device)
 

@@ -194,10 +194,14 @@ class MultistepSolver:
         Returns:
             `(x_t, x_0, coefficients)`: the corrected sample, and the clean sample and coefficients of the whole step.
         """
-        past = tuple(evaluation for evaluation in self.history if evaluation.index < index)
+        earlier = tuple(evaluation for evaluation in self.history if evaluation.index < index)
+        # Cosmos' pipelines ask for an estimate with both halves of a guided batch, and then step with one
+        past = tuple(evaluation for evaluation in earlier if evaluation.x_0.shape == estimate.x_0.shape)
         if past and past[0].index != index - 1:
             past = ()
-        history = (Evaluation(index, steps[index].t, estimate.x_0, estimate.coefficients), *past)[: self.order + 1]
+        newest = Evaluation(index, steps[index].t, estimate.x_0, estimate.coefficients)
+        self.history = (newest, *earlier)[: self.order + 1]
+        history = (newest, *past)[: self.order + 1]
         if self.corrector and past:
             before, after = history[1:], history[: self.order]
             used = [0.0, *steps[index - 1].weights([evaluation.t for evaluation in before])]
@@ -205,9 +209,8 @@ class MultistepSolver:
             better += [0.0] * (len(used) - len(better))
             change = [new - old for new, old in zip(better, used, strict=True)]
             x_t = steps[index - 1].add_image(x_t, *_weighted_sum(change, history))
-        self.history = history
-        newest = history[: self.order]
-        return x_t, *_weighted_sum(steps[index].weights([evaluation.t for evaluation in newest]), newest)
+        history = history[: self.order]
+        return x_t, *_weighted_sum(steps[index].weights([evaluation.t for evaluation in history]), history)
 
 
 @dataclass

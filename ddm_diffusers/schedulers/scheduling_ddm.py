@@ -51,7 +51,8 @@ class DDMSchedulerOutput(BaseOutput):
         prev_sample (`torch.Tensor` of shape `(batch_size, channels, ...)`):
             The sample at the next, smaller time; the model's next input.
         pred_original_sample (`torch.Tensor` of shape `(batch_size, channels, ...)`):
-            The estimate of the clean sample that the step used.
+            The clean sample that the model output stands for, clipped as the config has it. Steps of higher order combine it
+            with former ones.
     """
 
     prev_sample: torch.Tensor
@@ -573,20 +574,21 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             model_output = -model_output
 
         if bridge is None:  # from 0 to 0
-            prev_sample = x_0 = x.clone()
+            x_0, prev_sample = x.clone(), x.clone()
         else:
-            estimate = self.convert_model_output(model_output, x, a, b)
-            if pred_original_sample is not None:
+            if pred_original_sample is None:
+                estimate = self.convert_model_output(model_output, x, a, b)
+            else:
                 x_0 = at_least_float32(pred_original_sample)
                 estimate = Estimate(x_0, (x - a * x_0) / b)
+            x_0 = estimate.x_0
             x_t = x if run.path_scales[i] == 1 else x * run.path_scales[i]
             if run.solver is None:
                 if bridge.t == 1 and not self._predicts_both:  # there is nothing but noise
                     estimate = estimate._replace(noise=x_t)
-                x_0, prev_sample = estimate.x_0, bridge.from_noise(estimate)
+                prev_sample = bridge.from_noise(estimate)
             else:
-                x_t, x_0, coefficients = run.solver.update(i, run.steps, x_t, estimate)
-                prev_sample = bridge.from_sample(x_t, x_0, coefficients)
+                prev_sample = bridge.from_sample(*run.solver.update(i, run.steps, x_t, estimate))
             if bridge.std > 0:
                 fresh_noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
                 prev_sample = prev_sample.add_(fresh_noise, alpha=bridge.std)
@@ -598,9 +600,11 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         self._step_index = i + 1
         if i + 1 == len(run.steps):
             run.end()
+        # the solver keeps the estimate, which a caller may change
+        prev_sample, x_0 = prev_sample.to(dtype), x_0.to(dtype, copy=run.solver is not None)
         if not return_dict:
-            return (prev_sample.to(dtype), x_0.to(dtype))
-        return DDMSchedulerOutput(prev_sample=prev_sample.to(dtype), pred_original_sample=x_0.to(dtype))
+            return (prev_sample, x_0)
+        return DDMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_0)
 
     def _step_tokens(
         self,

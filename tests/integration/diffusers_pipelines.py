@@ -251,22 +251,29 @@ def family_of(scheduler):
 def reference_of(stock, family):
     """The first-order deterministic scheduler of diffusers for the models of another scheduler."""
     config = {key: value for key, value in stock.config.items() if not key.startswith("_")}
-    parameters = inspect.signature(FAMILIES[family].__init__).parameters
+    kind = type(stock) if config.get("timestep_type") == "continuous" else FAMILIES[family]
+    if type(stock).__name__ == "CosineDPMSolverMultistepScheduler":
+        raise NotImplementedError("diffusers has no deterministic scheduler for these models")
+    parameters = inspect.signature(kind.__init__).parameters
     options = {key: value for key, value in config.items() if key in parameters}
     if family == "VP":
         options |= {"timestep_spacing": "leading", "steps_offset": 0, "set_alpha_to_one": True}
         options.setdefault("clip_sample", False)
         options.setdefault("prediction_type", "epsilon")
+        options |= {"beta_schedule": "linear", "trained_betas": None}  # replaced below
+    elif family == "EDM":
+        options["final_sigmas_type"] = "zero"
     elif family == "flow":
         options |= {"stochastic_sampling": False, "shift": config.get("flow_shift", config.get("shift", 1.0))}
-    reference = FAMILIES[family](**options)
+    reference = kind(**options)
     if family == "VP":
         # whatever the other scheduler makes of its betas
         reference.alphas_cumprod = stock.alphas_cumprod.clone()
-    if str(config.get("variance_type", "")).startswith("learned"):
+    learned = str(config.get("variance_type", "")).startswith("learned")
+    if learned or type(stock).__name__ == "UnCLIPScheduler":
         reference.register_to_config(variance_type=config["variance_type"])
 
-        def step(self, model_output, timestep, sample, *args, **kwargs):
+        def step(self, model_output, timestep, sample, *args, prev_timestep=None, **kwargs):
             model_output = model_output[:, : sample.shape[1]]
             return FAMILIES[family].step(self, model_output, timestep, sample, *args, **kwargs)
 

@@ -23,6 +23,8 @@ from .multistep import Estimate, time_change
 
 
 Scale = float | torch.Tensor
+Given = Sequence[float] | torch.Tensor | None
+Levels = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # timesteps, a, b
 
 VP_PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
@@ -109,9 +111,7 @@ class Parameterization:
         lowest, highest = self.timestep_range
         return highest - torch.arange(num_steps, dtype=torch.float64) * (highest - lowest) / num_steps
 
-    def discretize(
-        self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def discretize(self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None) -> Levels:
         """`(timesteps, a, b)` at falling times of the decoupled process; the timesteps in the dtype that the model is told."""
         _refuse(mu=mu)
         t = torch.tensor(times, dtype=torch.float64, device="cpu")
@@ -122,9 +122,7 @@ class Parameterization:
         """That timesteps are in the model's range."""
         check_range("timesteps", timesteps, *self.timestep_range)
 
-    def custom(
-        self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def custom(self, timesteps: Given, sigmas: Given, mu: float | None) -> Levels:
         """`(timesteps, a, b)` for the timesteps or noise levels that a caller gives."""
         _refuse(sigmas=sigmas, mu=mu)
         given = _falling("timesteps", timesteps, self.timestep_range, includes_low=False)
@@ -242,9 +240,7 @@ class VariancePreserving(Parameterization):
         T = len(self.a)
         return (T - torch.arange(num_steps, dtype=torch.float64) * T / num_steps).round() - 1
 
-    def discretize(
-        self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def discretize(self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None) -> Levels:
         """
         The whole timesteps nearest to the times. No timestep occurs twice.
 
@@ -269,9 +265,7 @@ class VariancePreserving(Parameterization):
         chosen = torch.tensor(timesteps)
         return chosen, *self.scales(chosen.double())
 
-    def custom(
-        self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def custom(self, timesteps: Given, sigmas: Given, mu: float | None) -> Levels:
         _refuse(sigmas=sigmas, mu=mu)
         given = _falling("timesteps", timesteps, self.timestep_range, whole=True).long()
         return given, *self.scales(given.double())
@@ -341,9 +335,7 @@ class VarianceExploding(Parameterization):
     def undo_scale_input(self, model_input: torch.Tensor, b: Scale) -> torch.Tensor:
         return model_input if self.sigma_data is None else model_input * (b**2 + self.sigma_data**2) ** 0.5
 
-    def discretize(
-        self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def discretize(self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None) -> Levels:
         timesteps, a, b = super().discretize(times, process, mu)
         return timesteps, torch.ones_like(a), (b / a).clamp_max(self.sigma_max)
 
@@ -356,9 +348,7 @@ class VarianceExploding(Parameterization):
         variance = sigma**2 + self.sigma_data**2
         return self.sigma_data**2 / variance, self.sign * sigma * self.sigma_data / variance**0.5
 
-    def custom(
-        self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def custom(self, timesteps: Given, sigmas: Given, mu: float | None) -> Levels:
         _refuse(mu=mu)
         if timesteps is not None:
             given = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu")
@@ -403,16 +393,12 @@ class FlowMatching(Parameterization):
     def output(self, x_0: torch.Tensor, noise: torch.Tensor, a: Scale, b: Scale) -> torch.Tensor:
         return noise - x_0
 
-    def discretize(
-        self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def discretize(self, times: Sequence[float], process: DecoupledProcess, mu: float | None = None) -> Levels:
         """The noise levels of the times, shifted as the model needs it."""
         line = DecoupledProcess(noise_schedule="linear")
         return self.custom(None, [line.time(process.alpha(t), process.sigma(t)) for t in times], mu)
 
-    def custom(
-        self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def custom(self, timesteps: Given, sigmas: Given, mu: float | None) -> Levels:
         """Timesteps are taken as they are, noise levels are shifted; given both, the model is told the timesteps."""
         T = self.num_train_timesteps
         if timesteps is not None:

@@ -81,21 +81,23 @@ class BridgeStep:
     def from_sample(self, x_t: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
         """
         The mean of `x_s` with the noise that the clean sample leaves in `x_t`, `eps = (x_t - x_0 - H_t) / sigma_t`:
-        `x_0 + H_s + kept / sigma_t (x_t - x_0 - H_t)`.
+        `kept / sigma_t x_t + (x_0 + H_s) - kept / sigma_t (x_0 + H_t)`.
         """
-        shrunk = at_least_float32(x_t) * (self.kept / self.process.sigma(self.t))
-        return self.add_image(shrunk, x_0, coefficients)
+        return self.add_image(self.shrink(x_t), x_0, coefficients)
 
-    def add_image(self, x: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
-        """
-        `x + (x_0 + H_s) - kept / sigma_t (x_0 + H_t)`: what a clean sample adds to the mean of `x_s`. It is linear in the
-        clean sample and the coefficients, so differences of them correct a step.
-        """
+    def shrink(self, x_t: torch.Tensor) -> torch.Tensor:
+        """The first term of [`~BridgeStep.from_sample`], which the noisy sample makes."""
+        return at_least_float32(x_t) * (self.kept / self.process.sigma(self.t))
+
+    def add_image(
+        self, x: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor | None, weight: float = 1.0
+    ) -> torch.Tensor:
+        """`x` and `weight` times the other terms, which the clean sample and its coefficients make; linear in both."""
         kept = self.kept / self.process.sigma(self.t)
         if coefficients is None:  # in one kernel
-            return add_scaled(x, self.process.alpha(self.s) - kept * self.process.alpha(self.t), x_0)
-        x = x + self.process.mean(x_0, coefficients, self.s)
-        return add_scaled(x, -kept, self.process.mean(x_0, coefficients, self.t))
+            return add_scaled(x, weight * (self.process.alpha(self.s) - kept * self.process.alpha(self.t)), x_0)
+        x = add_scaled(x, weight, self.process.mean(x_0, coefficients, self.s))
+        return add_scaled(x, -weight * kept, self.process.mean(x_0, coefficients, self.t))
 
     def weights(self, times: Sequence[float]) -> list[float]:
         r"""
@@ -152,12 +154,13 @@ class BridgeStep:
 
 
 class Evaluation(NamedTuple):
-    """An estimate that the solver keeps: the index and the time of its step, the clean sample and the coefficients."""
+    """What the solver keeps of a step: its index and time, the estimate, and the weights of the estimates that it used."""
 
     index: int
     t: float
     x_0: torch.Tensor
     coefficients: torch.Tensor | None
+    weights: tuple[float, ...]
 
 
 class MultistepSolver:
@@ -176,11 +179,9 @@ class MultistepSolver:
         self.order, self.corrector = order, corrector
         self.history: tuple[Evaluation, ...] = ()
 
-    def update(
-        self, index: int, steps: Sequence[BridgeStep], x_t: torch.Tensor, estimate: Estimate
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def step(self, index: int, steps: Sequence[BridgeStep], x_t: torch.Tensor, estimate: Estimate) -> torch.Tensor:
         """
-        Add the estimate of a step.
+        The mean of `x_s` after a step, from its estimate and those before.
 
         Evaluations of this step and of later ones are forgotten, so a step may be taken back and taken again. After a
         step that was left out, the solver starts anew at first order.
@@ -192,25 +193,26 @@ class MultistepSolver:
             estimate ([`Estimate`]): What the model says about it.
 
         Returns:
-            `(x_t, x_0, coefficients)`: the corrected sample, and the clean sample and coefficients of the whole step.
+            `torch.Tensor` of the shape of `x_t`, in float32 or better.
         """
         earlier = tuple(evaluation for evaluation in self.history if evaluation.index < index)
         # Cosmos' pipelines ask for an estimate with both halves of a guided batch, and then step with one
         past = tuple(evaluation for evaluation in earlier if evaluation.x_0.shape == estimate.x_0.shape)
         if past and past[0].index != index - 1:
             past = ()
-        newest = Evaluation(index, steps[index].t, estimate.x_0, estimate.coefficients)
+        times = [steps[index].t, *(evaluation.t for evaluation in past)][: self.order]
+        weights = tuple(steps[index].weights(times))
+        newest = Evaluation(index, steps[index].t, estimate.x_0, estimate.coefficients, weights)
         self.history = (newest, *earlier)[: self.order + 1]
-        history = (newest, *past)[: self.order + 1]
         if self.corrector and past:
-            before, after = history[1:], history[: self.order]
-            used = [0.0, *steps[index - 1].weights([evaluation.t for evaluation in before])]
-            better = steps[index - 1].weights([evaluation.t for evaluation in after])
-            better += [0.0] * (len(used) - len(better))
-            change = [new - old for new, old in zip(better, used, strict=True)]
-            x_t = steps[index - 1].add_image(x_t, *_weighted_sum(change, history))
-        history = history[: self.order]
-        return x_t, *_weighted_sum(steps[index].weights([evaluation.t for evaluation in history]), history)
+            used = (0.0, *past[0].weights)
+            better = (*steps[index - 1].weights(times), 0.0)
+            for evaluation, old, new in zip((newest, *past), used, better, strict=False):
+                x_t = steps[index - 1].add_image(x_t, evaluation.x_0, evaluation.coefficients, new - old)
+        x_s = steps[index].shrink(x_t)
+        for evaluation, weight in zip((newest, *past), weights, strict=False):
+            x_s = steps[index].add_image(x_s, evaluation.x_0, evaluation.coefficients, weight)
+        return x_s
 
 
 @dataclass
@@ -253,17 +255,3 @@ class Run:
             return None
         index, rest = divmod(timestep.storage_offset() - self.timesteps.storage_offset(), self.timesteps.stride(0))
         return index if rest == 0 and 0 <= index < len(self.values) else None
-
-
-def _weighted_sum(
-    weights: Sequence[float], evaluations: Sequence[Evaluation]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The weighted sums of clean samples and of coefficients, in new tensors."""
-    x_0, coefficients = weights[0] * evaluations[0].x_0, evaluations[0].coefficients
-    if coefficients is not None:
-        coefficients = weights[0] * coefficients
-    for weight, evaluation in zip(weights[1:], evaluations[1:], strict=True):
-        x_0 = torch.add(x_0, evaluation.x_0, alpha=weight)
-        if coefficients is not None:
-            coefficients = torch.add(coefficients, evaluation.coefficients, alpha=weight)
-    return x_0, coefficients

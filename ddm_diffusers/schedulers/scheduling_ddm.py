@@ -588,7 +588,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
                     estimate = estimate._replace(noise=x_t)
                 prev_sample = bridge.from_noise(estimate)
             else:
-                prev_sample = bridge.from_sample(*run.solver.update(i, run.steps, x_t, estimate))
+                prev_sample = run.solver.step(i, run.steps, x_t, estimate)
             if bridge.std > 0:
                 fresh_noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
                 prev_sample = prev_sample.add_(fresh_noise, alpha=bridge.std)

@@ -241,3 +241,37 @@ class DecoupledProcess:
         """
         eps_scale, std = self.bridge_scales(s, t, eta)
         return add_scaled(self.mean(x_0, coefficients, s), eps_scale, eps), broadcast_time(std, x_0)
+
+    def increment(
+        self,
+        x_t: torch.Tensor,
+        x_0: torch.Tensor,
+        coefficients: torch.Tensor | None,
+        eps: torch.Tensor,
+        s: float | torch.Tensor,
+        t: float | torch.Tensor,
+        eta: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Mean and standard deviation of the reverse step from t to s as the authors' releases take it: a change of `x_t`.
+
+            mean = x_t + H_s - H_t - (sigma_t - sqrt(sigma_s^2 - eta^2 v)) eps
+
+        For constant attenuation the releases set `c = -x_0`. With `eta = 1` and `noise_schedule="sqrt"` the mean is
+        `x_t + (t - s) x_0 - (t - s) / sqrt(t) eps`, the step of arXiv 2306.13720 (`pred_xtms_from_xt` in
+        DDM-Public and ADM-Public). It equals [`~DecoupledProcess.posterior`] where `x_t = x_0 + H_t + sigma_t eps`. Where
+        two estimates disagree, or `x_0` was clipped, it differs by `x_t - x_0 - H_t - sigma_t eps`.
+
+        Args:
+            x_t, x_0, eps (`torch.Tensor` of shape `(batch_size, channels, ...)`): Noisy image, clean image and noise.
+            coefficients, s, t, eta: As for [`~DecoupledProcess.posterior`].
+
+        Returns:
+            The mean, of the shape of `x_t`, and the standard deviation, which broadcasts against it.
+        """
+        kept, std = self.bridge_scales(s, t, eta)
+        if coefficients is None:
+            mean = add_scaled(x_t, self.alpha(s) - self.alpha(t), x_0)
+        else:
+            mean = at_least_float32(x_t) + self.attenuate(coefficients, s) - self.attenuate(coefficients, t)
+        return add_scaled(mean, kept - self.sigma(t), eps), broadcast_time(std, x_t)

@@ -78,6 +78,11 @@ class BridgeStep:
         """The mean of `x_s` with the noise that the model predicted: `x_0 + H_s + kept eps`."""
         return add_scaled(self.process.mean(estimate.x_0, estimate.coefficients, self.s), self.kept, estimate.noise)
 
+    def increment(self, x_t: torch.Tensor, estimate: Estimate) -> torch.Tensor:
+        """The mean of `x_s` as a change of `x_t`, [`~process.DecoupledProcess.increment`]. `churn` has no part in it."""
+        x_0, noise, coefficients = estimate
+        return self.process.increment(x_t, x_0, coefficients, noise, self.s, self.t, self.eta)[0]
+
     def from_sample(self, x_t: torch.Tensor, x_0: torch.Tensor, coefficients: torch.Tensor | None) -> torch.Tensor:
         """
         The mean of `x_s` with the noise that the clean sample leaves in `x_t`, `eps = (x_t - x_0 - H_t) / sigma_t`:

@@ -137,10 +137,19 @@ class Decoupled(Parameterization):
         process ([`~process.DecoupledProcess`]): The process.
         num_train_timesteps (`int`): The timestep at t = 1.
         clip_slope (`bool`): Whether to clip the slope of linear attenuation to [-1, 1], from which training draws it.
+        keep_coefficients (`bool`):
+            Whether an estimate has the predicted coefficients of constant attenuation, and not `None` for `c = -x_0`.
     """
 
-    def __init__(self, process: DecoupledProcess, num_train_timesteps: int, clip_slope: bool = False):
+    def __init__(
+        self,
+        process: DecoupledProcess,
+        num_train_timesteps: int,
+        clip_slope: bool = False,
+        keep_coefficients: bool = False,
+    ):
         self.process, self.num_train_timesteps, self.clip_slope = process, num_train_timesteps, clip_slope
+        self.keep_coefficients = keep_coefficients
         self.quantities = (process.num_coefficients + 1,)
         self.all_timesteps = torch.arange(num_train_timesteps, 0, -1, dtype=torch.float32, device="cpu")
         self.timestep_range = (0, num_train_timesteps)
@@ -156,7 +165,8 @@ class Decoupled(Parameterization):
         channels, t = x.shape[1], self.process.time(a, b)
         coefficients, noise = output[:, :-channels], output[:, -channels:]
         if self.process.attenuation == "constant":
-            return Estimate(self.process.predict_x0(x, coefficients, noise, t), noise)
+            x_0 = self.process.predict_x0(x, coefficients, noise, t)
+            return Estimate(x_0, noise, at_least_float32(coefficients) if self.keep_coefficients else None)
         if self.clip_slope:
             k, c = coefficients.chunk(2, dim=1)
             coefficients = torch.cat([k.clamp(-1, 1), c], dim=1)

@@ -15,6 +15,7 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..hub import HubMixin
+from ..presets import sampler_options
 from ..process import Attenuation, DecoupledProcess, NoiseSchedule, at_least_float32
 from . import time_grids
 from .multistep import BridgeStep, Estimate, MultistepSolver, Run
@@ -33,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 PREDICTION_TYPES = ("decoupled", *VP_PREDICTION_TYPES, "flow_prediction")
 TIME_GRIDS = ("uniform", "power", "ratio", "model")
+STEP_FORMS = ("posterior", "increment", "raw")
 
 # How many runs a scheduler remembers: a pipeline that is called in the callback of another one begins a run in a run.
 MAX_RUNS = 4
@@ -70,8 +72,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
     or more, `(batch_size, channels, ...)`.
 
     The defaults are a compromise between trained models and exact ones. On the trained models that were measured,
-    `shift=2.0, clip_sample=False` is better still, at 5 steps above all (docs/benchmarks.md). The paper's sampler is
-    `DDMScheduler(solver_order=1, eta=1.0, time_grid="uniform")`.
+    `shift=2.0, clip_sample=False` is better still, at 5 steps above all (docs/benchmarks.md). The authors' samplers are
+    [`~DDMScheduler.paper`] and [`~DDMScheduler.adm`] (docs/method.md).
 
     Runs may nest: a pipeline that is called in the callback of another one may share its scheduler. Threads that sample at
     the same time need a scheduler each, as with all of diffusers' schedulers that keep the index of their step:
@@ -110,6 +112,18 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             means the same noise as with diffusers' schedulers.
         rho (`float`, defaults to 2.0): Exponent of the power grid, above 0. 1 gives equal steps down to `t_min`.
         t_min (`float`, defaults to 1e-4): Last time of the power grid at which the model is evaluated, in (0, 1).
+        step_form (`"posterior"`, `"increment"` or `"raw"`, defaults to `"posterior"`):
+            What a step of constant attenuation takes over where the two predictions disagree or clipping acts. Else all
+            three are the same.
+
+            | `step_form` | mean of `x_s` | from |
+            | --- | --- | --- |
+            | `"posterior"` | `(1 - s) x0_hat + kept eps_hat` | this package |
+            | `"increment"` | `x_t + (t - s) x0_hat - (sigma_t - kept) eps_hat` | DDM-Public, and stochastic ADM-Public |
+            | `"raw"` | `x0_hat + s c_hat + kept eps_hat` | ADM-Public's deterministic sampler |
+
+            `kept` is `sigma_s^2 / sigma_t` for `eta=1.0` and `sigma_s` for `eta=0.0`. The last two need
+            `prediction_type="decoupled"` and `solver_order=1`.
         clip_sample (`bool`, defaults to `True`):
             Whether to clip the estimate of the clean sample; with linear attenuation the slope is clipped to [-1, 1]
             instead, the range that it is drawn from in training.
@@ -165,6 +179,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         sample_max_value: float = 1.0,
         shift: float = 1.0,
         trained_with: str | None = None,
+        step_form: Literal["posterior", "increment", "raw"] = "posterior",
     ):
         self.process = DecoupledProcess(attenuation, noise_schedule)
         _check(
@@ -175,6 +190,10 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         _check(_is_number(eta) and 0 <= eta <= 1, "in [0, 1]", eta=eta)
         _check(churn is None or (_is_number(churn) and 0 < churn <= 10), "None or in (0, 10]", churn=churn)
         _check(time_grid in TIME_GRIDS, f"one of {TIME_GRIDS}", time_grid=time_grid)
+        _check(step_form in STEP_FORMS, f"one of {STEP_FORMS}", step_form=step_form)
+        if prediction_type != "decoupled" or solver_order > 1:
+            reason = f"with `prediction_type={prediction_type!r}` and `solver_order={solver_order}`"
+            _check(step_form == "posterior", f"'posterior' {reason}", step_form=step_form)
         _check(_is_number(t_min) and 0 < t_min < 1, "in (0, 1)", t_min=t_min)
         for name, value in (("rho", rho), ("clip_sample_range", clip_sample_range), ("shift", shift)):
             _check(_is_number(value) and 0 < value < math.inf, "a finite number above 0", **{name: value})
@@ -188,7 +207,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         """Set what depends on the process that the model was trained on."""
         if self.config.prediction_type == "decoupled":
             T, clip_slope = self.config.num_train_timesteps, self.config.clip_sample
-            self.parameterization = Decoupled(self.process, T, clip_slope)
+            self.parameterization = Decoupled(self.process, T, clip_slope, self.config.step_form == "raw")
         else:
             self.parameterization = parameterization_of(self.config)
         self.init_noise_sigma = self.parameterization.init_noise_sigma
@@ -197,6 +216,38 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         self._runs = [Run(self.parameterization.all_timesteps, [], [], [], [], [])]
         self._step_index = None
         self._begin_index = None
+
+    @classmethod
+    def paper(cls, **options) -> "DDMScheduler":
+        """
+        The sampler of the paper (arXiv 2306.13720) as it stands in the authors' first release (DDM-Public,
+        `sample_fn`): first order, the bridge's noise, a uniform grid, `step_form="increment"` and clipping.
+
+        The release evaluates the model once more, at t = 1e-4: see [`~schedulers.time_grids.uniform`].
+
+        Args:
+            options: Options of [`DDMScheduler`] that differ, e.g. `attenuation="linear"`, or `clip_sample=False` for
+                latents.
+        """
+        return cls(**{**sampler_options("ddm", **options), **options})
+
+    @classmethod
+    def adm(cls, **options) -> "DDMScheduler":
+        """
+        The sampler of the authors' later release (ADM-Public). All variants are of first order.
+
+        | `noise_schedule` | `eta` | `step_form` | times | clips | in the release |
+        | --- | --- | --- | --- | --- | --- |
+        | `"linear"` (default here) | 0.0 (default) | `"raw"` | uniform | no | `ddm_const_2.sample_fn_d` |
+        | `"linear"` | above 0 | `"increment"` | equal steps to 1e-6 | yes | `ddm_const_2.sample_fn_s` |
+        | `"sqrt"` | 0.0 (default) | `"raw"` | equal steps to 1e-4 | yes | `ddm_const.sample_fn_d` |
+        | `"sqrt"` | above 0 | `"increment"` | equal steps to 1e-4 | yes | `ddm_const.sample_fn_s` |
+
+        Args:
+            options: Options of [`DDMScheduler`] that differ. For latents the release does not clip:
+                `clip_sample=False`.
+        """
+        return cls(**{**sampler_options("adm", **options), **options})
 
     @classmethod
     def from_config(cls, config: dict, return_unused_kwargs: bool = False, **kwargs):
@@ -496,10 +547,11 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             a, b (`float` or `torch.Tensor` that broadcasts against `sample`): How much of image and noise it holds.
 
         Returns:
-            [`~schedulers.multistep.Estimate`]: clean sample, noise, and for linear attenuation the coefficients.
+            [`~schedulers.multistep.Estimate`]: clean sample, noise, and for linear attenuation or `step_form="raw"` the
+            coefficients.
         """
         estimate = self.parameterization.estimate(at_least_float32(model_output), sample, a, b)
-        if estimate.coefficients is not None:
+        if self.config.attenuation == "linear":
             return estimate
         if self.config.thresholding:
             return estimate._replace(x_0=DDPMScheduler._threshold_sample(self, estimate.x_0))
@@ -525,7 +577,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
 
         The step is [`~schedulers.multistep.BridgeStep`] at the clean sample, the coefficients and the noise that the model
         estimates. With constant attenuation the coefficients are derived again from the estimate of the clean sample,
-        `c = -x_0`, whether or not clipping changed it. The arithmetic runs in float32, or in float64 if the sample does.
+        `c = -x_0`, whether or not clipping changed it; see `step_form` for the alternatives. The arithmetic runs in float32, or in float64 if the sample does.
 
         A step may be taken back and taken again. A timestep that was left out restarts the solver at first order.
 
@@ -586,7 +638,8 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             if run.solver is None:
                 if bridge.t == 1 and not self._predicts_both:  # there is nothing but noise
                     estimate = estimate._replace(noise=x_t)
-                prev_sample = bridge.from_noise(estimate)
+                increments = self.config.step_form == "increment"
+                prev_sample = bridge.increment(x_t, estimate) if increments else bridge.from_noise(estimate)
             else:
                 prev_sample = run.solver.step(i, run.steps, x_t, estimate)
             if bridge.std > 0:

@@ -12,9 +12,19 @@ from ..process import DecoupledProcess
 RATIO_EXPONENT = 1.25
 
 
-def uniform(num_steps: int) -> list[float]:
-    """`t_i = 1 - i / N`, the paper's grid."""
-    return [1 - i / num_steps for i in range(num_steps)]
+def uniform(num_steps: int, t_end: float | None = None) -> list[float]:
+    """
+    `t_i = 1 - i / N`, the paper's grid. With `t_end` that time is appended, in (0, 1 / N), and so one evaluation more.
+
+    The first release of the authors (`sample_fn` in DDM-Public) asked for N steps evaluates `uniform(N, t_end=1e-4)`, N + 1
+    times: `pipe(timesteps=[1000 * t for t in uniform(10, t_end=1e-4)])`.
+    """
+    times = [1 - i / num_steps for i in range(num_steps)]
+    if t_end is None:
+        return times
+    if not 0 < t_end < 1 / num_steps:
+        raise ValueError(f"`t_end` is {t_end}, but has to be in (0, {1 / num_steps}) with `num_steps={num_steps}`.")
+    return [*times, t_end]
 
 
 def power(num_steps: int, rho: float, t_min: float) -> list[float]:

@@ -51,12 +51,15 @@ def velocity_scale(attenuation, noise_schedule, t, sigma_data):
     return (1 - t + sigma) ** 2 / (((1 - t) * sigma_data) ** 2 + beta**2 * slope + sigma**2)
 
 
-# the table of process.md: (weight of the attenuation, weight of the noise)
-TABLE = {
-    "none": lambda t: (1.0, 1.0),
-    "inverse_time": lambda t: (1 / t, 1 / (1 - t + 1e-4)),
-    "adm": lambda t: ((t * t - t + 1) / t, (t * t - t + 1) / (1 - t + 1e-4)),
-}
+def released_weights(weighting, attenuation, noise_schedule, t):
+    """(weight of the attenuation, weight of the noise), in the releases' formulas."""
+    if weighting == "none":
+        return 1.0, 1.0
+    if weighting == "inverse_time":
+        return 1 / t, 1 / (1 - t + 1e-4)
+    if (attenuation, noise_schedule) == ("constant", "linear"):
+        return ((t - 1) / t) ** 2 + 1, (t / (1 - t + 1e-4)) ** 2 + 1
+    return (t * t - t + 1) / t, (t * t - t + 1) / (1 - t + 1e-4)
 
 
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
@@ -85,8 +88,10 @@ def test_weights_are_those_of_the_table(attenuation, noise_schedule, weighting):
             scale = 1 if weighting == "unit_variance" else velocity_scale(attenuation, noise_schedule, t, 0.6)
             expected = [scale / c_out**2 for c_out in c_out_written_out(attenuation, noise_schedule, t, 0.6)]
         else:
-            of_attenuation, of_noise = TABLE[weighting](t)
-            expected = [of_attenuation] * (1 if attenuation == "constant" else 2) + [of_noise]
+            of_attenuation, of_noise = released_weights(weighting, attenuation, noise_schedule, t)
+            # the mean over k and c
+            expected = [of_attenuation] if attenuation == "constant" else [of_attenuation / 2] * 2
+            expected.append(of_noise)
         # SLOPE_VARIANCE has 10 digits, and the covariances cancel here
         assert [weight[i].item() for weight in weights] == pytest.approx(expected, rel=1e-6)
 
@@ -109,8 +114,9 @@ def test_loss_written_out(attenuation, noise_schedule, weighting, reconstruction
                 scale = velocity_scale(attenuation, noise_schedule, t, 0.6)
                 weights = [scale * weight for weight in weights]
         else:
-            of_attenuation, of_noise = TABLE[weighting](t)
-            weights = [of_attenuation] * (1 if attenuation == "constant" else 2) + [of_noise]
+            of_attenuation, of_noise = released_weights(weighting, attenuation, noise_schedule, t)
+            weights = [of_attenuation] if attenuation == "constant" else [of_attenuation / 2] * 2
+            weights.append(of_noise)
         targets = [*coefficients[i].split(3), noise[i]]
         predictions = output[i].split(3)
         for weight, prediction, target in zip(weights, predictions, targets, strict=True):
@@ -173,6 +179,102 @@ def test_loss_and_gradient_are_finite_up_to_the_ends(attenuation, noise_schedule
         assert loss < 20 * bound
 
 
+def perceptual(images, others):
+    """One value for each image, in the shape of LPIPS."""
+    return (images.tanh() - others.tanh()).square().amax(dim=(1, 2, 3), keepdim=True)
+
+
+def released_loss(method, clean, output, noise, slope, t, eps, weighting, use_l1, with_perceptual):
+    """`p_losses` of a release for one sample `(1, channels, height, width)`, over the values that ADM-Public sums up."""
+    channels, flow = clean.shape[1], method == "const_2"
+    sigma = t if flow else t**0.5
+    target = -clean if slope is None else torch.cat([slope, -clean - slope / 2], dim=1)
+    coefficients, noise_hat = output[:, :-channels], output[:, -channels:]
+    h, h_hat = (
+        c * t if slope is None else c[:, :channels] / 2 * t**2 + c[:, channels:] * t for c in (target, coefficients)
+    )
+    x_rec = clean + h + sigma * noise - h_hat - sigma * noise_hat
+    w_1 = w_2 = 1.0
+    if weighting and flow:
+        w_1, w_2 = ((t - 1) / t) ** 2 + 1, (t / (1 - t + eps)) ** 2 + 1
+    elif weighting:
+        scale = t**2 - t + 1 if method.startswith("adm") else 1.0
+        w_1, w_2 = scale / t, scale / (1 - t + eps)
+    is_adm, is_latent = flow or method.startswith("adm"), method.endswith("latent")
+    if method == "adm":
+        x_rec = -coefficients
+    reduce = torch.sum if is_adm else torch.mean
+    loss = w_1 * reduce((coefficients - target) ** 2) + w_2 * reduce((noise_hat - noise) ** 2)
+    if use_l1:
+        loss = (loss + w_1 * reduce((coefficients - target).abs()) + w_2 * reduce((noise_hat - noise).abs())) / 2
+    if is_adm:
+        w_3 = -math.log(t) / 2
+        term = reduce((x_rec - clean).abs()) if is_latent else perceptual(x_rec, clean).sum() * with_perceptual
+        return (loss + w_3 * term) / clean.numel()
+    w_3 = 1 - t if is_latent else (1 - t) ** 2
+    term = reduce((x_rec - clean).abs())
+    return loss + w_3 * (term + (perceptual(x_rec, clean).mean() if with_perceptual and not is_latent else 0))
+
+
+@pytest.mark.parametrize("with_perceptual, use_l1", [(True, False), (False, True)])
+@pytest.mark.parametrize("weighting", [False, True])
+@pytest.mark.parametrize(
+    "method, options, released_weighting, reconstruction",
+    [
+        ("ddm", {}, "inverse_time", "ddm"),
+        ("ddm", {"attenuation": "linear"}, "inverse_time", "ddm"),
+        ("ddm_latent", {}, "inverse_time", "ddm_latent"),
+        ("adm", {}, "adm", "adm"),
+        ("adm_latent", {}, "adm", "adm_latent"),
+        ("const_2", {"noise_schedule": "linear"}, "adm", "adm"),
+    ],
+)
+def test_the_released_losses(method, options, released_weighting, reconstruction, weighting, with_perceptual, use_l1):
+    scheduler, eps = DDMScheduler(**options), 1e-3 if method == "const_2" else 1e-4
+    times = [2e-3, 0.05, 0.5, 0.93, 1.0]
+    clean, noise, timesteps, coefficients, _ = draw_batch(scheduler, times, dtype=torch.float64)
+    output = torch.cat([coefficients, noise], dim=1)
+    output = output + torch.randn(output.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    slope = coefficients[:, :3] if "attenuation" in options else None
+    # for each sample by itself: the releases' third term mixes the samples of a batch
+    expected = [
+        released_loss(
+            method,
+            *(each[i : i + 1] for each in (clean, output, noise)),
+            None if slope is None else slope[i : i + 1],
+            t,
+            eps,
+            weighting,
+            use_l1,
+            with_perceptual,
+        )
+        for i, t in enumerate(times)
+    ]
+    loss = ddm_loss(
+        scheduler,
+        output,
+        clean,
+        noise,
+        timesteps,
+        coefficients,
+        weighting=released_weighting if weighting else "none",
+        reconstruction_weight=1.0,
+        reconstruction=reconstruction,
+        perceptual_loss=perceptual if with_perceptual else None,
+        use_l1=use_l1,
+        t_min=eps,
+    )
+    assert loss.item() == pytest.approx(sum(expected).item() / len(times), rel=1e-5)
+
+
+def test_unit_variance_is_the_later_releases_loss_but_for_its_floor():
+    scheduler = DDMScheduler(noise_schedule="linear")
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    ours = loss_weights(scheduler, t, "unit_variance")
+    for each, released in zip(ours, loss_weights(scheduler, t, "adm", t_min=1e-12), strict=True):
+        torch.testing.assert_close(each, released, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("num_heads", [1, 2])
 @pytest.mark.parametrize("noise_schedule", ["sqrt", "linear"])
 def test_unit_variance_is_plain_mse_on_the_raw_network(noise_schedule, num_heads, tiny_unet):
@@ -213,7 +315,8 @@ def test_any_rank(attenuation, shape):
     clean, noise, timesteps, coefficients, _ = draw_batch(scheduler, [0.2, 0.9], shape)
     output = torch.cat([coefficients, noise], dim=1)
     loss = ddm_loss(scheduler, output + 0.5, clean, noise, timesteps, coefficients, weighting="none")
-    assert loss.item() == pytest.approx(0.25 * (2 if attenuation == "constant" else 3), rel=1e-5)
+    # with linear attenuation that of the coefficients is the mean over k and c
+    assert loss.item() == pytest.approx(0.25 * 2, rel=1e-5)
 
 
 # ----------------------------------------------------------------------------------------------------------------- the times
@@ -286,6 +389,12 @@ def test_times_are_reproducible():
 def test_bad_input_of_sample_timesteps(arguments, parts, rejects):
     with rejects(*parts):
         sample_timesteps(DDMScheduler(), **arguments)
+
+
+def test_unknown_reconstruction(rejects):
+    clean = torch.zeros(1, 1, 2, 2)
+    with rejects("`reconstruction`", "'l1'", "squared"):
+        ddm_loss(DDMScheduler(), torch.zeros(1, 2, 2, 2), clean, clean, torch.ones(1), reconstruction="l1")
 
 
 @pytest.mark.parametrize("attenuation", ["constant", "linear"])

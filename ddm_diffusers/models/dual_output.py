@@ -12,7 +12,7 @@ from diffusers.utils import BaseOutput
 from ..hub import HubModelMixin
 from ..process import DecoupledProcess, at_least_float32, broadcast_time
 from ..schedulers.parameterizations import VariancePreserving, check_range, from_scheduler, make_scheduler
-from .preconditioning import precondition, precondition_velocity
+from .preconditioning import precondition, precondition_ddm, precondition_velocity
 
 
 # The options of DDPMScheduler that describe the process which weights were trained on before
@@ -118,6 +118,8 @@ class DualOutputMixin(HubModelMixin):
         if self.config.precondition:
             if self.config.precondition == "velocity":
                 scales = precondition_velocity(self.process, t)
+            elif self.config.precondition == "ddm":
+                scales = precondition_ddm(self.process, t, self.config.num_heads)
             else:
                 scales = precondition(self.process, t, self.config.sigma_data)
             scaled = scales.scale_input(sample)
@@ -283,8 +285,10 @@ def _check_options(config: dict, process: DecoupledProcess, out_channels: int) -
     """The options that all of these models have."""
     if config["num_heads"] not in (1, 2):
         reject(config, "num_heads", "has to be 1 or 2")
-    if config["precondition"] not in (True, False, "velocity"):
-        reject(config, "precondition", "has to be None, True, False or 'velocity'")
+    if config["precondition"] not in (True, False, "velocity", "ddm"):
+        reject(config, "precondition", "has to be None, True, False, 'velocity' or 'ddm'")
+    if config["precondition"] == "ddm" and process != DecoupledProcess():
+        reject(config, "precondition", "needs `attenuation='constant'` and `noise_schedule='sqrt'`")
     if config["precondition"] == "velocity" and process.attenuation == "linear":
         reject(
             config, "precondition", "has to be True or False with `attenuation='linear'`, whose path is not straight"

@@ -130,3 +130,33 @@ def precondition_velocity(process: DecoupledProcess, t: torch.Tensor) -> Precond
     alpha, sigma = process.alpha(t), process.sigma(t)
     scale = 1 / (alpha + sigma)
     return Preconditioning(c_in=scale, c_skip=(-scale, scale), c_out=(sigma * scale, alpha * scale))
+
+
+def precondition_ddm(process: DecoupledProcess, t: torch.Tensor, num_heads: int = 2) -> Preconditioning:
+    r"""
+    The scales of the authors' first release (DDM-Public) at times `t`. With two heads (`unet/uncond_unet.py`):
+
+        c_hat = (t - 1) x_t + t / sqrt(1 + t) F_1,    eps_hat = sqrt(t) x_t + sqrt((1 - t) / (1 + t)) F_2
+
+    With one head (`unet/uncond_unet_sd.py`) the noise follows from `c_hat`: `eps_hat = (x_t - (t - 1) c_hat) / sqrt(t)`.
+    The network sees `x_t / sqrt(1 + t)`. The later release has [`precondition`] with `sigma_data=1.0`.
+
+    Args:
+        process ([`~process.DecoupledProcess`]): The standard one, with constant attenuation and sqrt noise.
+        t (`torch.Tensor` of any shape): Times in [0, 1].
+        num_heads (`int`, defaults to 2): 1 or 2.
+
+    Returns:
+        [`Preconditioning`]
+
+    Raises:
+        ValueError: The process is another one.
+    """
+    if process != DecoupledProcess():
+        raise ValueError(f"`process` is {process}, but has to be {DecoupledProcess()}.")
+    c_in = (1 + t).rsqrt()
+    if num_heads == 1:
+        skip, out = t.sqrt() * (2 - t), (1 - t) * t.sqrt() * c_in
+    else:
+        skip, out = t.sqrt(), (1 - t).sqrt() * c_in
+    return Preconditioning(c_in=c_in, c_skip=(t - 1, skip), c_out=(t * c_in, out))

@@ -1,13 +1,32 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 import copy
+import math
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import GaussianFourierProjection, TimestepEmbedding
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from ..process import Attenuation, DecoupledProcess, NoiseSchedule
 from .dual_output import DDMUNet2DOutput, DualOutputMixin, check_class_labels, check_sample, check_trained, reject
+
+
+ARCHITECTURES = ("diffusers", "released")
+
+# The options of UNet2DModel that `architecture="released"` decides; groups and heads are set afterwards.
+RELEASED_OPTIONS = {
+    "time_embedding_type": "fourier",
+    "resnet_time_scale_shift": "scale_shift",
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "act_fn": "silu",
+    "norm_num_groups": 1,
+    "attn_norm_num_groups": 1,
+    "attention_head_dim": None,
+}
 
 
 class SpatialAttention(nn.Module):
@@ -39,6 +58,38 @@ class DecoderEntry(nn.Module):
         return hidden_states + self.attention(self.conv(self.norm(hidden_states)))
 
 
+class ReleasedSpatialAttention(nn.Module):
+    """
+    The spatial attention of the authors' releases (`SpatialAtt`): a map `m` with one value for each position, averaged over
+    the positions by `softmax(q(m) k(m)^T)`, weighs the input: `x * softsign(m)`. `q` and `k` are one scale and shift each.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.to_map = nn.Conv2d(channels, 1, kernel_size=1)
+        self.to_q = nn.Conv2d(1, 1, kernel_size=1)
+        self.to_k = nn.Conv2d(1, 1, kernel_size=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        values = self.to_map(hidden_states)
+        query, key = self.to_q(values).flatten(1), self.to_k(values).flatten(1)
+        weights = (query[:, :, None] * key[:, None, :]).softmax(dim=2)
+        averaged = (weights @ values.flatten(1)[:, :, None]).reshape(values.shape)
+        return hidden_states * nn.functional.softsign(averaged)
+
+
+class ReleasedDecoderEntry(nn.Module):
+    """What stands in front of a decoder in the authors' releases: `x + attention(conv(x))`, without normalisation."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        self.attention = ReleasedSpatialAttention(channels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.attention(self.conv(hidden_states))
+
+
 class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
     r"""
     A [`~diffusers.UNet2DModel`] that predicts both parts of a decoupled diffusion process, the attenuation coefficients
@@ -51,7 +102,12 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
     | --- | --- | --- |
     | 1 | 1 | a plain UNet; both outputs are affine maps of one field, so that they satisfy the forward equation exactly |
     | 1 | 2 | one more output convolution |
-    | 2 | 2 | the paper's: one encoder, one decoder for each output |
+    | 2 | 2 | one encoder, one decoder for each output, as in the paper |
+
+    `architecture="released"` builds the networks of the authors' releases, DDM-Public (two decoders) and ADM-Public (one).
+    They are EDM's version (arXiv 2206.00364) of the UNet of arXiv 2105.05233. Every decoder has an entry of its own
+    (a 3x3 convolution and a spatial attention) and middle blocks of its own. `architecture="diffusers"` has one middle
+    block in front of both decoders, and an entry, of another kind, only with two decoders.
 
     Args:
         sample_size (`int` or `tuple[int, int]`, *optional*, defaults to `None`):
@@ -72,13 +128,19 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             Scales of input and outputs: `"velocity"` ([`~models.preconditioning.precondition_velocity`], for constant
             attenuation), with which networks trained better than with `True`
             ([`~models.preconditioning.precondition`], unit variance); `False` for none. `None` stands for `"velocity"`, or
-            for `True` with linear attenuation or a `base_scheduler`, and is replaced by it in the config.
+            for `True` with linear attenuation or a `base_scheduler`, and is replaced by it in the config. `"ddm"`: the
+            scales of the first release ([`~models.preconditioning.precondition_ddm`]), for the standard process.
         sigma_data (`float`, defaults to 1.0):
             Root mean square of the data, for `precondition=True`. Images in [-1, 1] lie between 0.3 and 1.
         conditioning_channels (`int`, defaults to 0):
             Channels of an image condition that is concatenated to the input.
         base_scheduler (`dict`, *optional*, defaults to `None`):
             The process that the weights were trained on before, see [`~DDMUNet2DModel.from_unet2d`], which sets it.
+        architecture (`"diffusers"` or `"released"`, defaults to `"diffusers"`):
+            Which blocks make the network, see above. `"released"` decides these options itself: how time is embedded
+            (`log(t)`, sines and cosines), `resnet_time_scale_shift`, up- and downsampling, the groups of the norms
+            (`min(32, channels // 4)`, or fewer that divide the channels) and the attention heads (`channels // 64`, at least 1). It starts each residual
+            branch at zero.
 
     Raises:
         ValueError: an option has a value that is not accepted or contradicts another one.
@@ -123,6 +185,7 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         sigma_data: float = 1.0,
         conditioning_channels: int = 0,
         base_scheduler: dict | None = None,
+        architecture: str = "diffusers",
     ):
         _check_options(self.config)
         changes = {"in_channels": in_channels + conditioning_channels}
@@ -130,13 +193,45 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             changes["num_class_embeds"] = num_class_embeds + 1
         if num_decoders == 2:  # the first one is that of the attenuation
             changes["out_channels"] = in_channels * DecoupledProcess(attenuation, noise_schedule).num_coefficients
+        released = architecture == "released"
+        if released:
+            changes |= RELEASED_OPTIONS
+            for name, plain, resampling in (
+                ("down_block_types", "DownBlock2D", "ResnetDownsampleBlock2D"),
+                ("up_block_types", "UpBlock2D", "ResnetUpsampleBlock2D"),
+            ):
+                changes[name] = tuple(resampling if each == plain else each for each in self.config[name])
         self._init_trunk(UNet2DModel, **changes)
+        channels = block_out_channels[-1]
+        if released:
+            self.attenuation_entry = ReleasedDecoderEntry(channels)
+            self._init_as_released(block_out_channels[0])
         if num_decoders == 2:
-            self.attenuation_entry = DecoderEntry(block_out_channels[-1], norm_num_groups, norm_eps)
-            self.noise_entry = DecoderEntry(block_out_channels[-1], norm_num_groups, norm_eps)
+            if released:
+                self.noise_entry = ReleasedDecoderEntry(channels)
+                self.noise_mid_block = _reinitialized(self.mid_block)
+            else:
+                self.attenuation_entry = DecoderEntry(channels, norm_num_groups, norm_eps)
+                self.noise_entry = DecoderEntry(channels, norm_num_groups, norm_eps)
             self.noise_up_blocks = _reinitialized(self.up_blocks)
             self.noise_conv_norm_out = _reinitialized(self.conv_norm_out)
             self.noise_conv_out = nn.Conv2d(block_out_channels[0], in_channels, kernel_size=3, padding=1)
+        if released:
+            _zero_residual_branches(self)
+
+    def _init_as_released(self, channels: int) -> None:
+        """Give the trunk the releases' time embedding, groups and heads."""
+        self.time_proj = GaussianFourierProjection(channels // 2, set_W_to_weight=False, flip_sin_to_cos=True)
+        exponents = torch.arange(channels // 2) / (channels // 2)
+        with torch.no_grad():
+            self.time_proj.weight.copy_(1e4**-exponents / (2 * math.pi))  # the projection multiplies by 2 pi
+        self.time_embedding = TimestepEmbedding(channels, 4 * channels)
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = max(1, math.gcd(min(32, module.num_channels // 4), module.num_channels))
+            elif isinstance(module, Attention):
+                module.heads = max(1, module.inner_dim // 64)
+                module.scale = (module.inner_dim // module.heads) ** -0.5
 
     @property
     def no_class_label(self) -> int | None:
@@ -223,22 +318,24 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
 
     def _raw_outputs(self, network_input: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
         hidden_states, skips = self._encode(network_input, emb)
+        released = self.config.architecture == "released"
+        if released:
+            first = self.mid_block(self.attenuation_entry(hidden_states), emb)
+        else:
+            hidden_states = first = hidden_states if self.mid_block is None else self.mid_block(hidden_states, emb)
         if self.config.num_decoders == 1:
-            return self._decode(hidden_states, skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out)
-        attenuation = self._decode(
-            self.attenuation_entry(hidden_states), skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out
-        )
-        noise = self._decode(
-            self.noise_entry(hidden_states),
-            skips,
-            emb,
-            self.noise_up_blocks,
-            self.noise_conv_norm_out,
-            self.noise_conv_out,
-        )
+            return self._decode(first, skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out)
+        if released:
+            second = self.noise_mid_block(self.noise_entry(hidden_states), emb)
+        else:
+            first, second = self.attenuation_entry(first), self.noise_entry(hidden_states)
+        attenuation = self._decode(first, skips, emb, self.up_blocks, self.conv_norm_out, self.conv_out)
+        noise = self._decode(second, skips, emb, self.noise_up_blocks, self.noise_conv_norm_out, self.noise_conv_out)
         return torch.cat([attenuation, noise], dim=1)
 
     def _embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+        if self.config.architecture == "released":
+            timesteps = timesteps / self.config.num_train_timesteps  # the projection takes the logarithm
         emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
         if self.class_embedding is not None:
             if self.config.class_embed_type == "timestep":
@@ -252,8 +349,6 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         for block in self.down_blocks:
             hidden_states, block_skips = block(hidden_states=hidden_states, temb=emb)
             skips += block_skips
-        if self.mid_block is not None:
-            hidden_states = self.mid_block(hidden_states, emb)
         return hidden_states, skips
 
     def _decode(
@@ -298,6 +393,19 @@ def _reinitialized(module: nn.Module) -> nn.Module:
     return module
 
 
+def _zero_residual_branches(model: nn.Module) -> None:
+    """Start every residual branch at zero, as EDM does; PyTorch's own initialisation is EDM's for the other layers."""
+    for module in model.modules():
+        branch = None
+        if isinstance(module, ResnetBlock2D):
+            branch = module.conv2
+        elif isinstance(module, Attention):
+            branch = module.to_out[0]
+        if branch is not None:
+            nn.init.zeros_(branch.weight)
+            nn.init.zeros_(branch.bias)
+
+
 def _size_multiple(config: dict) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1)
 
@@ -317,6 +425,12 @@ def _check_options(config: dict) -> None:
         size = config["sample_size"]
         size = (size, size) if isinstance(size, int) else tuple(size)
         _check_resolution("sample_size", size, config)
+    if config["architecture"] not in ARCHITECTURES:
+        reject(config, "architecture", f"has to be one of {ARCHITECTURES}")
+    if config["architecture"] == "released" and config["mid_block_type"] != "UNetMidBlock2D":
+        reject(config, "mid_block_type", "has to be 'UNetMidBlock2D' with `architecture='released'`")
+    if config["architecture"] == "released" and config["base_scheduler"] is not None:
+        reject(config, "base_scheduler", "has to be None with `architecture='released'`")
     if config["num_decoders"] not in (1, 2):
         reject(config, "num_decoders", "has to be 1 or 2")
     if config["num_heads"] == 1 and config["num_decoders"] == 2:

@@ -42,3 +42,73 @@ def sampler_options(preset: str, noise_schedule: str | None = None, eta: float |
         "step_form": "increment" if eta else "raw",
         **variants.get(noise_schedule, {}),  # an unknown one is the scheduler's to refuse
     }
+
+
+# The options of the training scripts for each release, as its config for CIFAR-10 and its code have them. Not among them:
+# the optimizer, the average of the weights, and the geometric augmentation whose labels the released networks take.
+PRESETS = {
+    "ddm": {
+        "attenuation": "constant",
+        "noise_schedule": "sqrt",
+        "architecture": "released",
+        "num_decoders": 2,
+        "num_heads": 2,
+        "precondition": "ddm",
+        "sigma_data": 1.0,
+        "block_out_channels": [192, 384, 384, 384],
+        "layers_per_block": 3,
+        "dropout": 0.1,
+        "weighting": "inverse_time",
+        "reconstruction": "ddm",
+        "reconstruction_weight": 1.0,
+        "lpips": True,
+        "timestep_distribution": "uniform",
+        "t_min": 1e-4,
+        "random_flip": True,
+    },
+    "adm": {
+        "attenuation": "constant",
+        "noise_schedule": "linear",
+        "architecture": "released",
+        "num_decoders": 1,
+        "num_heads": 1,
+        "precondition": "unit_variance",
+        "sigma_data": 1.0,
+        "block_out_channels": [160, 320, 320, 320],
+        "layers_per_block": 3,
+        "dropout": 0.12,
+        "weighting": "adm",
+        "reconstruction": "adm",
+        "reconstruction_weight": 1.0,
+        "lpips": True,
+        "timestep_distribution": "uniform",
+        "t_min": 1e-3,
+        "random_flip": True,
+    },
+}
+RELEASES = {"ddm": "DDM-Public", "adm": "ADM-Public"}
+
+
+def training_options(preset: str, latents: bool = False) -> dict:
+    """
+    The options of the training scripts that make the method of a release.
+
+    Args:
+        preset (`"ddm"` or `"adm"`): DDM-Public or ADM-Public.
+        latents (`bool`, defaults to `False`):
+            Whether latents are trained on. The releases have another third term of the loss for them, without LPIPS.
+    """
+    options = dict(PRESETS[preset])
+    if latents:
+        options |= {"reconstruction": f"{preset}_latent", "lpips": False}
+    return options
+
+
+def describe(preset: str, options: dict, latents: bool = False) -> str:
+    """What a run with a preset has in its model card: the release, and which options differ from it."""
+    changed = [
+        f"{name} {options[name]}"
+        for name, value in training_options(preset, latents).items()
+        if name in options and options[name] != value
+    ]
+    return f"{preset}, the method of {RELEASES[preset]}" + (f", but {', '.join(changed)}" if changed else "")

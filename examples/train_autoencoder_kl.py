@@ -32,6 +32,7 @@ from ddm_diffusers.training import (
     add_training_arguments,
     check_training_arguments,
     load_image_dataset,
+    load_lpips,
 )
 
 
@@ -132,14 +133,6 @@ def parse_args(input_args=None):
     return args
 
 
-def load_lpips(device):
-    try:
-        from lpips import LPIPS
-    except ImportError as error:
-        raise ImportError("`--lpips_weight` is above 0, which needs `pip install lpips`.") from error
-    return LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def reconstructions(vae, num_images, num_inference_steps, *, images):
     """Images, and beside each what is left of it, in rows of four pairs. The model card shows them."""
@@ -173,7 +166,7 @@ def main(args):
         scaling_factor=1.0,
         force_upcast=False,
     )
-    lpips = load_lpips(run.accelerator.device) if args.lpips_weight > 0 else None
+    lpips = load_lpips(run.accelerator.device, "--lpips_weight") if args.lpips_weight > 0 else None
     adversarial = None
     if args.adversarial_weight > 0:
         adversarial = AdversarialLoss(run, transform.channels, args.learning_rate, args.adversarial_start_step)
@@ -207,10 +200,7 @@ def main(args):
             parts = {"l1": F.l1_loss(made, images), "kl": kl.mean() / images[0].numel()}
             loss = parts["l1"] + args.kl_weight * parts["kl"]
             if lpips is not None:
-                grey = images.shape[1] == 1
-                parts["lpips"] = lpips(
-                    *(each.expand(-1, 3, -1, -1) if grey else each for each in (made, images))
-                ).mean()
+                parts["lpips"] = lpips(made, images).mean()
                 loss = loss + args.lpips_weight * parts["lpips"]
             if adversarial is not None:
                 parts["adversarial"] = adversarial(made)

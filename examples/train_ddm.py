@@ -6,6 +6,7 @@ Train a decoupled diffusion model (arXiv 2306.13720) on images.
     accelerate launch examples/train_ddm.py --train_data_dir photos --resolution 64 --output_dir ddm-photos
     accelerate launch examples/train_ddm.py --train_data_dir photos --resolution 256 --center_crop --output_dir ddm-latent \
         --vae_name_or_path stabilityai/sd-vae-ft-mse --latent_cache_dir latents
+    accelerate launch examples/train_ddm.py --preset ddm --train_data_dir photos --resolution 32    # the authors' method
 
 Without a data set the defaults are those of DIGITS_DEFAULTS below; the ones that --help shows are for your own images.
 """
@@ -15,7 +16,7 @@ import math
 
 from diffusers.utils.torch_utils import randn_tensor
 
-from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMScheduler, DDMUNet2DModel
+from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMScheduler, DDMUNet2DModel, presets
 from ddm_diffusers.training import (
     CachedLatents,
     HelpFormatter,
@@ -25,11 +26,14 @@ from ddm_diffusers.training import (
     add_data_arguments,
     add_latent_arguments,
     add_objective_arguments,
+    add_preset_argument,
     add_training_arguments,
     check_training_arguments,
     ddm_loss,
     load_image_dataset,
+    load_lpips,
     load_vae,
+    parse_with_defaults,
     sample_timesteps,
 )
 
@@ -49,7 +53,11 @@ DIGITS_DEFAULTS = {
     "attention_head_dim": 16,
     "save_images_epochs": 50,
     "seed": 0,
+    # of a preset: mirrored digits are none, and 8 pixels are too few for LPIPS
+    "random_flip": False,
+    "lpips": False,
 }
+PRECONDITIONS = {"velocity": "velocity", "unit_variance": True, "ddm": "ddm", "none": False}
 
 
 def add_model_arguments(parser):
@@ -63,8 +71,20 @@ def add_model_arguments(parser):
     )
     model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
     model.add_argument("--dropout", type=float, default=0.0, help="Dropout of the residual blocks.")
-    model.add_argument("--num_decoders", type=int, default=1, choices=[1, 2], help="2: the paper's two decoders.")
+    model.add_argument(
+        "--architecture",
+        default="diffusers",
+        choices=["diffusers", "released"],
+        help="Whose blocks; released: the network of the authors' releases.",
+    )
+    model.add_argument("--num_decoders", type=int, default=1, choices=[1, 2], help="2: a decoder for each output.")
     model.add_argument("--num_heads", type=int, default=2, choices=[1, 2], help="Output heads of one decoder.")
+    model.add_argument(
+        "--precondition",
+        choices=PRECONDITIONS,
+        help="Scales of input and outputs; ddm: the first release's. Default: velocity, or unit_variance with linear"
+        " attenuation.",
+    )
     model.add_argument(
         "--sigma_data", type=float, help="Root mean square of what is trained on. Default: 1, or measured, of latents."
     )
@@ -84,6 +104,7 @@ def add_transformer_arguments(parser):
 
 def parse_args(input_args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_preset_argument(parser)
     data = add_data_arguments(parser)
     data.add_argument("--class_conditional", action="store_true", help="Train on the labels of the column `label`.")
     data.add_argument(
@@ -96,15 +117,14 @@ def parse_args(input_args=None):
     add_objective_arguments(parser)
     add_training_arguments(parser)
 
-    args = parser.parse_args(input_args)
-    if args.dataset_name is None and args.train_data_dir is None:
-        parser.set_defaults(**DIGITS_DEFAULTS)
-        args = parser.parse_args(input_args)
+    args = parse_with_defaults(parser, input_args, DIGITS_DEFAULTS)
     check_training_arguments(parser, args)
     if not 0 <= args.class_dropout_prob <= 1:
         parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
     if args.latent_cache_dir is not None and args.vae_name_or_path is None:
         parser.error("--latent_cache_dir needs an autoencoder, --vae_name_or_path.")
+    if args.model_type == "dit" and args.preset is not None:
+        parser.error(f"--preset is {args.preset}, whose network is --model_type unet.")
     if args.model_type == "dit" and args.num_decoders == 2:
         parser.error("--num_decoders is 2, which is for --model_type unet; a transformer has none.")
     return args
@@ -147,6 +167,8 @@ def model_options(args, channels, size, num_classes, sigma_data):
     """What all models have."""
     options = {"in_channels": channels, "num_class_embeds": num_classes, "sample_size": size}
     options |= {"attenuation": args.attenuation, "noise_schedule": args.noise_schedule}
+    if args.precondition is not None:
+        options["precondition"] = PRECONDITIONS[args.precondition]
     if args.sigma_data is not None or sigma_data is not None:
         options["sigma_data"] = args.sigma_data or sigma_data
     return options
@@ -199,10 +221,37 @@ def build_unet(args, channels, size, num_classes=None, conditioning_channels=0, 
         dropout=args.dropout,
         num_decoders=args.num_decoders,
         num_heads=args.num_heads,
+        architecture=args.architecture,
     )
 
 
-def training_loss(args, unet, scheduler, sigma_data, clean, generators, **model_kwargs):
+def build_scheduler(args, clip_sample):
+    """The scheduler that is saved: the preset's sampler, or the default one."""
+    options = {"attenuation": args.attenuation, "noise_schedule": args.noise_schedule}
+    if not clip_sample:  # latents are not limited to [-1, 1]
+        options["clip_sample"] = False
+    build = {None: DDMScheduler, "ddm": DDMScheduler.paper, "adm": DDMScheduler.adm}[getattr(args, "preset", None)]
+    return build(**options)
+
+
+def preset_settings(args, accelerator):
+    """The rows of the model card that say what the preset is; printed at the start."""
+    if args.preset is None:
+        return {}
+    latents = args.vae_name_or_path is not None
+    description = presets.describe(args.preset, vars(args), latents)
+    accelerator.print(f"Preset {description}. Its options:")
+    for name in presets.training_options(args.preset, latents):
+        accelerator.print(f"    --{name} {getattr(args, name)}")
+    return {"preset": description}
+
+
+def load_perceptual_loss(args, accelerator):
+    """LPIPS, if it is asked for."""
+    return load_lpips(accelerator.device) if args.lpips and args.reconstruction_weight else None
+
+
+def training_loss(args, unet, scheduler, sigma_data, clean, generators, perceptual_loss=None, **model_kwargs):
     """The loss of clean images or latents and its parts."""
     # The forward process: the image fades, noise rises
     noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
@@ -211,6 +260,7 @@ def training_loss(args, unet, scheduler, sigma_data, clean, generators, **model_
         len(clean),
         clean.device,
         generators,
+        t_min=args.t_min,
         distribution=args.timestep_distribution,
         logit_mean=args.logit_mean,
         logit_std=args.logit_std,
@@ -230,6 +280,10 @@ def training_loss(args, unet, scheduler, sigma_data, clean, generators, **model_
         sigma_data=sigma_data,
         reconstruction_weight=args.reconstruction_weight,
         return_parts=True,
+        reconstruction=args.reconstruction,
+        perceptual_loss=perceptual_loss,
+        use_l1=args.use_l1,
+        t_min=args.t_min,
     )
 
 
@@ -259,17 +313,16 @@ def main(args):
         if args.latent_cache_dir is not None:
             transform = cache_latents(args, transform, space, accelerator)
 
-    # Model and process; latents are not limited to [-1, 1]
+    # Model and process
     num_classes = None if class_names is None else len(class_names)
     build = build_transformer if args.model_type == "dit" else build_unet
     unet = build(args, channels, size, num_classes, sigma_data=sigma_data)
-    scheduler = DDMScheduler(
-        attenuation=args.attenuation, noise_schedule=args.noise_schedule, clip_sample=space is None
-    )
+    scheduler = build_scheduler(args, clip_sample=space is None)
+    perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data
     unet = run.prepare(unet, transform)
 
-    settings = {
+    settings = preset_settings(args, accelerator) | {
         "images": f"{run.num_images or 'a stream'} of {transform.channels} x {args.resolution} x {args.resolution}",
         "weighting": args.weighting,
         "times": args.timestep_distribution,
@@ -297,7 +350,14 @@ def main(args):
         with run.accumulate():
             clean = batch["pixel_values"] if space is None else space.clean(batch)
             loss, parts = training_loss(
-                args, unet, scheduler, sigma_data, clean, batch["generators"], class_labels=batch.get("class_labels")
+                args,
+                unet,
+                scheduler,
+                sigma_data,
+                clean,
+                batch["generators"],
+                perceptual_loss,
+                class_labels=batch.get("class_labels"),
             )
             run.optimize(loss, parts)
 

@@ -15,9 +15,18 @@ import copy
 from functools import partial
 
 # examples/train_ddm.py
-from train_ddm import DIGITS_DEFAULTS, add_model_arguments, build_unet, load_latent_space, training_loss
+from train_ddm import (
+    DIGITS_DEFAULTS,
+    add_model_arguments,
+    build_scheduler,
+    build_unet,
+    load_latent_space,
+    load_perceptual_loss,
+    preset_settings,
+    training_loss,
+)
 
-from ddm_diffusers import DDMImageToImagePipeline, DDMScheduler
+from ddm_diffusers import DDMImageToImagePipeline
 from ddm_diffusers.latents import scale_latents
 from ddm_diffusers.training import (
     TASKS,
@@ -28,15 +37,18 @@ from ddm_diffusers.training import (
     add_data_arguments,
     add_latent_arguments,
     add_objective_arguments,
+    add_preset_argument,
     add_training_arguments,
     check_training_arguments,
     load_image_dataset,
     pair_grid,
+    parse_with_defaults,
 )
 
 
 def parse_args(input_args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    add_preset_argument(parser)
     data = add_data_arguments(parser)
     data.add_argument("--task", choices=TASKS, help="Make pairs from plain images. Default: the data set has them.")
     data.add_argument(
@@ -61,10 +73,7 @@ def parse_args(input_args=None):
     add_training_arguments(parser)
     parser.set_defaults(output_dir="ddm-image-to-image")
 
-    args = parser.parse_args(input_args)
-    if args.dataset_name is None and args.train_data_dir is None:
-        parser.set_defaults(**DIGITS_DEFAULTS)
-        args = parser.parse_args(input_args)
+    args = parse_with_defaults(parser, input_args, DIGITS_DEFAULTS)
     check_training_arguments(parser, args)
     if args.upscale is None:
         args.upscale = 4 if args.task == "super_resolution" else 1
@@ -111,11 +120,10 @@ def main(args):
         (channels, sigma_data), size = space.measure(transform), space.latent_size(args.resolution)
         conditioning_channels = channels
 
-    # Model and process; latents are not limited to [-1, 1]
+    # Model and process
     unet = build_unet(args, channels, size, conditioning_channels=conditioning_channels, sigma_data=sigma_data)
-    scheduler = DDMScheduler(
-        attenuation=args.attenuation, noise_schedule=args.noise_schedule, clip_sample=space is None
-    )
+    scheduler = build_scheduler(args, clip_sample=space is None)
+    perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data
     unet = run.prepare(unet, transform)
 
@@ -125,7 +133,7 @@ def main(args):
     shown = next(iter(TrainingBatches(shown, args.eval_batch_size, seed=0, skip_bad_images=True)))
     run.sample_grid = partial(pair_grid, targets=shown["pixel_values"], conditioning=shown["conditioning"])
 
-    settings = {
+    settings = preset_settings(args, accelerator) | {
         "images": f"{run.num_images or 'a stream'} of {transform.channels} x {args.resolution} x {args.resolution}",
         "task": args.task or "pairs of the data set",
         "condition": f"{transform.conditioning_channels} channels"
@@ -148,7 +156,14 @@ def main(args):
                 clean = space.clean(batch)
                 conditioning = scale_latents(space.vae, space.encode(conditioning).mean)
             loss, parts = training_loss(
-                args, unet, scheduler, sigma_data, clean, batch["generators"], conditioning=conditioning
+                args,
+                unet,
+                scheduler,
+                sigma_data,
+                clean,
+                batch["generators"],
+                perceptual_loss,
+                conditioning=conditioning,
             )
             run.optimize(loss, parts)
 

@@ -20,7 +20,7 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 # examples/train_ddm.py
-from train_ddm import cache_latents, default_block_out_channels, training_loss
+from train_ddm import cache_latents, default_block_out_channels, load_perceptual_loss, training_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddm_diffusers import DDMScheduler, DDMUNet2DConditionModel, IdentityAutoencoder
@@ -172,6 +172,7 @@ def main(args):
 
     unet = build_unet(args, channels, size, sigma_data, text_encoder.config.hidden_size)
     scheduler = DDMScheduler(noise_schedule=args.noise_schedule, clip_sample=False)
+    perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data
     unet = run.prepare(unet, transform)
 
@@ -223,6 +224,7 @@ def main(args):
                 sigma_data,
                 space.clean(batch),
                 batch["generators"],
+                perceptual_loss,
                 encoder_hidden_states=embeddings,
             )
             run.optimize(loss, parts)

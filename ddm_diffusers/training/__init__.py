@@ -6,14 +6,24 @@ from .arguments import (
     add_data_arguments,
     add_latent_arguments,
     add_objective_arguments,
+    add_preset_argument,
     add_training_arguments,
     check_training_arguments,
+    parse_with_defaults,
 )
 from .captions import CaptionTransform
 from .checkpoints import Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches, load_digits_dataset, load_image_dataset
 from .latents import CachedLatents, LatentSpace, load_vae
-from .objective import TIMESTEP_DISTRIBUTIONS, WEIGHTINGS, ddm_loss, loss_weights, sample_timesteps
+from .objective import (
+    RECONSTRUCTIONS,
+    TIMESTEP_DISTRIBUTIONS,
+    WEIGHTINGS,
+    ddm_loss,
+    load_lpips,
+    loss_weights,
+    sample_timesteps,
+)
 from .run import TrainingRun
 from .tasks import TASKS, ConditionalTransform, make_pair, pair_grid
 from .upload import HubUploader

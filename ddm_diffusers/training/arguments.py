@@ -3,7 +3,8 @@
 
 import argparse
 
-from .objective import TIMESTEP_DISTRIBUTIONS, WEIGHTINGS
+from ..presets import PRESETS, training_options
+from .objective import RECONSTRUCTIONS, TIMESTEP_DISTRIBUTIONS, WEIGHTINGS
 
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -83,7 +84,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     )
     data.add_argument("--resolution", type=int, default=64, help="Height and width of the training images.")
     data.add_argument("--center_crop", action="store_true", help="Crop at the center instead of at random.")
-    data.add_argument("--random_flip", action="store_true", help="Mirror half of the images.")
+    data.add_argument(
+        "--random_flip", action=argparse.BooleanOptionalAction, default=False, help="Mirror half of the images."
+    )
     data.add_argument("--image_mode", choices=["L", "RGB"], help="Grey or colour. Default: as the first image is.")
     data.add_argument(
         "--skip_bad_images", action="store_true", help="Leave images out that do not decode, instead of stopping."
@@ -115,6 +118,24 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
         "--reconstruction_weight", type=float, default=0.0, help="Weight of the clean image's error."
     )
     objective.add_argument(
+        "--reconstruction", default="squared", choices=RECONSTRUCTIONS, help="Which error that is, see ddm_loss."
+    )
+    objective.add_argument(
+        "--lpips",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="LPIPS in that error, for --reconstruction ddm and adm; needs the package lpips.",
+    )
+    objective.add_argument(
+        "--use_l1",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Mean of squared and absolute errors instead of squared ones.",
+    )
+    objective.add_argument(
+        "--t_min", type=float, default=1e-4, help="The smallest of uniform times, also of the weights; in (0, 1)."
+    )
+    objective.add_argument(
         "--timestep_distribution",
         default="logit_normal",
         choices=TIMESTEP_DISTRIBUTIONS,
@@ -122,6 +143,35 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     )
     objective.add_argument("--logit_mean", type=float, default=0.0, help="Of log(sigma / alpha), if logit_normal.")
     objective.add_argument("--logit_std", type=float, default=1.0, help="Of log(sigma / alpha), if logit_normal.")
+
+
+def add_preset_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset`, for a script that has the options of [`~presets.training_options`]."""
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="The method of the authors' release DDM-Public or ADM-Public: network, loss, times and sampler. Other options"
+        " replace its own.",
+    )
+
+
+def parse_with_defaults(
+    parser: argparse.ArgumentParser, input_args: list[str] | None, digits: dict | None = None
+) -> argparse.Namespace:
+    """
+    Parse the options; those that are not given are the preset's, or, without a data set, those for digits.
+
+    Args:
+        parser (`argparse.ArgumentParser`): With the options of a training script.
+        input_args (`list[str]`, *optional*): The command line. Default: that of the program.
+        digits (`dict`, *optional*): What replaces the defaults, and the preset's, where no data set is named.
+    """
+    args = parser.parse_args(input_args)
+    if getattr(args, "preset", None) is not None:
+        parser.set_defaults(**training_options(args.preset, args.vae_name_or_path is not None))
+    if digits is not None and args.dataset_name is None and args.train_data_dir is None:
+        parser.set_defaults(**{name: value for name, value in digits.items() if hasattr(args, name)})
+    return parser.parse_args(input_args)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -193,6 +243,10 @@ def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Nam
         parser.error(f"--seed is {args.seed}, but has to be 0 or more.")
     if getattr(args, "logit_std", 1.0) <= 0:
         parser.error(f"--logit_std is {args.logit_std}, but has to be above 0.")
+    if not 0 < getattr(args, "t_min", 0.5) < 1:
+        parser.error(f"--t_min is {args.t_min}, but has to be in (0, 1).")
+    if getattr(args, "lpips", False) and args.reconstruction not in ("ddm", "adm"):
+        parser.error(f"--lpips is for --reconstruction ddm and adm, not {args.reconstruction}.")
     if args.streaming and args.max_train_steps is None:
         parser.error("--max_train_steps is not given, but --streaming needs it: a stream does not tell its length.")
     if args.streaming and args.evaluation_steps is not None:

@@ -268,3 +268,29 @@ def _reconstruction_errors(
     if reconstruction == "ddm_latent":
         return (1 - t) * absolute
     return -t.log() / 2 * (perceptual / error.shape[1] if reconstruction == "adm" else absolute)
+
+
+def load_lpips(
+    device: str | torch.device, option: str = "--lpips"
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """
+    LPIPS (arXiv 1801.03924) on the features of VGG, for images in [-1, 1] of 1 or 3 channels: one value for each.
+
+    Args:
+        device (`str` or `torch.device`): Where it runs.
+        option (`str`, defaults to `"--lpips"`): What asked for it, for the message of the error.
+
+    Raises:
+        ImportError: The package lpips is not installed.
+    """
+    try:
+        from lpips import LPIPS
+    except ImportError as error:
+        raise ImportError(f"`{option}` needs `pip install lpips`; `--no-lpips` leaves it out of a preset.") from error
+    network = LPIPS(net="vgg", verbose=False).to(device).eval().requires_grad_(False)
+
+    def lpips(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        grayscale = images.shape[1] == 1
+        return network(*(each.expand(-1, 3, -1, -1) if grayscale else each for each in (images, others))).flatten()
+
+    return lpips

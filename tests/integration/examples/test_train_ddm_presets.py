@@ -1,0 +1,188 @@
+# Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
+"""
+`--preset ddm` and `--preset adm` on scikit-learn's digits, end to end: what is saved reloads as that method, network and
+sampler, the loss is the release's, and any option replaces the preset's own.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, presets
+from ddm_diffusers.training import ddm_loss
+
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+SMALL = ["--block_out_channels", "16", "64", "--max_train_steps", "3", "--train_batch_size", "4", "--logger", "none"]
+SMALL += ["--eval_batch_size", "1", "--num_inference_steps", "2"]
+
+EXPECTED = {
+    "ddm": {
+        "scheduler": {
+            "attenuation": "constant",
+            "noise_schedule": "sqrt",
+            "solver_order": 1,
+            "eta": 1.0,
+            "time_grid": "uniform",
+            "step_form": "increment",
+            "clip_sample": True,
+        },
+        "unet": {"architecture": "released", "num_decoders": 2, "num_heads": 2, "precondition": "ddm"},
+    },
+    "adm": {
+        "scheduler": {
+            "attenuation": "constant",
+            "noise_schedule": "linear",
+            "solver_order": 1,
+            "eta": 0.0,
+            "time_grid": "uniform",
+            "step_form": "raw",
+            "clip_sample": False,
+        },
+        "unet": {"architecture": "released", "num_decoders": 1, "num_heads": 1, "precondition": True},
+    },
+}
+
+
+def load_script(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch):
+    return load_script("train_ddm", monkeypatch)
+
+
+def assert_is_the_method(pipeline, preset):
+    for part, options in EXPECTED[preset].items():
+        config = getattr(pipeline, part).config
+        assert {name: config[name] for name in options} == options
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_the_saved_folder_is_the_method(preset, script, tmp_path, capsys, monkeypatch):
+    losses = []
+
+    def recorded(*arguments, **options):
+        losses.append({**options, "model_output": arguments[1]})
+        return ddm_loss(*arguments, **options)
+
+    monkeypatch.setattr(script, "ddm_loss", recorded)
+    script.main(script.parse_args(["--preset", preset, *SMALL, "--output_dir", str(tmp_path)]))
+
+    # network and sampler, as a user loads them
+    pipeline = DDMPipeline.from_pretrained(tmp_path)
+    assert_is_the_method(pipeline, preset)
+    images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
+
+    # the loss
+    own = {"ddm": ("inverse_time", "ddm", 1e-4), "adm": ("adm", "adm", 1e-3)}[preset]
+    assert len(losses) == 3
+    for each in losses:
+        assert (each["weighting"], each["reconstruction"], each["t_min"]) == own
+        assert each["reconstruction_weight"] == 1.0 and not each["use_l1"]
+
+    # what it is, at the start and in the model card, with what differs from the release
+    release = {"ddm": "DDM-Public", "adm": "ADM-Public"}[preset]
+    printed, card = capsys.readouterr().out, (tmp_path / "README.md").read_text()
+    for text in (printed, card):
+        assert f"{preset}, the method of {release}, but block_out_channels [16, 64]" in text
+    assert f"--weighting {own[0]}" in printed and "--precondition" in printed
+
+
+def test_a_condition_takes_a_preset_too(tmp_path, monkeypatch, script):
+    image_to_image = load_script("train_ddm_image_to_image", monkeypatch)
+    arguments = ["--preset", "adm", *SMALL, "--task", "super_resolution", "--output_dir", str(tmp_path)]
+    image_to_image.main(image_to_image.parse_args(arguments))
+    assert_is_the_method(DDMImageToImagePipeline.from_pretrained(tmp_path), "adm")
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_all_options_are_the_preset_s(preset, script):
+    args = script.parse_args(["--preset", preset, "--train_data_dir", "photos"])
+    for name, value in presets.training_options(preset).items():
+        assert getattr(args, name) == value, name
+    assert presets.describe(preset, vars(args)) == f"{preset}, the method of {presets.RELEASES[preset]}"
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_other_options_replace_the_preset_s(after, script):
+    own = ["--weighting", "none", "--no-lpips", "--no-random_flip", "--noise_schedule", "sqrt", "--dropout", "0.3"]
+    preset = ["--preset", "adm"]
+    args = script.parse_args([*(preset + own if after else own + preset), "--train_data_dir", "photos"])
+    assert (args.weighting, args.lpips, args.random_flip, args.dropout) == ("none", False, False, 0.3)
+    assert args.reconstruction == "adm" and args.num_heads == 1  # the others stay
+    # the later release's sampler for sqrt noise
+    config = script.build_scheduler(args, clip_sample=True).config
+    assert (config.noise_schedule, config.time_grid, config.rho, config.clip_sample) == ("sqrt", "power", 1.0, True)
+    description = presets.describe("adm", vars(args))
+    assert description == (
+        "adm, the method of ADM-Public, but noise_schedule sqrt, dropout 0.3, weighting none, lpips False,"
+        " random_flip False"
+    )
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_latents_have_the_releases_term_for_latents(preset, script):
+    args = script.parse_args(["--preset", preset, "--train_data_dir", "photos", "--vae_name_or_path", "vae"])
+    assert (args.reconstruction, args.lpips) == (f"{preset}_latent", False)
+    assert not script.build_scheduler(args, clip_sample=False).config.clip_sample
+
+
+def test_without_a_preset_nothing_changes(script):
+    args = script.parse_args(["--train_data_dir", "photos"])
+    assert (args.weighting, args.reconstruction_weight, args.architecture) == ("velocity", 0.0, "diffusers")
+    assert script.build_scheduler(args, clip_sample=True).config.step_form == "posterior"
+
+
+def test_lpips_joins_the_loss(script, monkeypatch):
+    args = script.parse_args(["--preset", "ddm", "--train_data_dir", "photos"])
+    monkeypatch.setitem(sys.modules, "lpips", None)  # not installed
+    with pytest.raises(ImportError, match="`--lpips` needs `pip install lpips`; `--no-lpips` leaves it out"):
+        script.load_lpips("cpu")
+
+    class LPIPS(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+
+        def forward(self, images, others):
+            assert images.shape[1] == 3
+            return (images - others).square().mean(dim=(1, 2, 3), keepdim=True)
+
+    lpips = type(sys)("lpips")
+    lpips.LPIPS = LPIPS
+    monkeypatch.setitem(sys.modules, "lpips", lpips)
+    images = torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(script.load_lpips("cpu")(images, -images), 4 * images.square().mean(dim=(1, 2, 3)))
+    scheduler = script.build_scheduler(args, clip_sample=True)
+    unet = torch.nn.Identity()
+    unet.forward = lambda x, t: type("Output", (), {"sample": torch.cat([x, x], dim=1)})()
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    with_it, _ = script.training_loss(args, unet, scheduler, 1.0, images, generators, script.load_lpips("cpu"))
+    generators = [torch.Generator().manual_seed(i) for i in range(2)]
+    without, _ = script.training_loss(args, unet, scheduler, 1.0, images, generators)
+    assert with_it > without
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--preset", "ddm", "--model_type", "dit"], "--preset is ddm, whose network is --model_type unet"),
+        (["--lpips"], "--lpips is for --reconstruction ddm and adm, not squared"),
+        (["--t_min", "0"], "--t_min is 0.0, but has to be in"),
+        (["--preset", "edm"], "invalid choice: 'edm'"),
+    ],
+)
+def test_what_a_preset_does_not_take(arguments, message, script, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args([*arguments, "--train_data_dir", "photos"])
+    assert message in capsys.readouterr().err

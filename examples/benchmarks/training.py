@@ -56,7 +56,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 import ddm_diffusers
-from ddm_diffusers import DDMScheduler, DDMUNet2DModel
+from ddm_diffusers import DDMScheduler, DDMUNet2DModel, presets
 from ddm_diffusers.training import ddm_loss, sample_timesteps
 
 
@@ -210,21 +210,43 @@ def edm_samplers():
 
 
 # DDM (arXiv 2306.13720). These images are small, so their times are drawn at less noise than by default.
-def ddm(weighting="velocity", distribution="logit_normal", logit_mean=-0.5, headline=False, **model_options):
+def ddm(
+    weighting="velocity",
+    distribution="logit_normal",
+    logit_mean=-0.5,
+    headline=False,
+    loss_options=None,
+    samplers=None,
+    **model_options,
+):
     model_options = {"precondition": "velocity", **model_options}
+    loss_options, samplers = loss_options or {}, samplers or {}
     process = {key: model_options[key] for key in ("attenuation", "noise_schedule") if key in model_options}
     training_scheduler = DDMScheduler(**process)
 
     def loss(model, clean, generator):
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = sample_timesteps(
-            training_scheduler, len(clean), generator=generator, distribution=distribution, logit_mean=logit_mean
+            training_scheduler,
+            len(clean),
+            generator=generator,
+            t_min=loss_options.get("t_min", 1e-4),
+            distribution=distribution,
+            logit_mean=logit_mean,
         )
         attenuation = training_scheduler.get_attenuation(clean, generator=generator)
         noisy = training_scheduler.add_noise(clean, noise, timesteps, attenuation)
         output = model(noisy, timesteps).sample
         return ddm_loss(
-            training_scheduler, output, clean, noise, timesteps, attenuation, weighting, model.config.sigma_data
+            training_scheduler,
+            output,
+            clean,
+            noise,
+            timesteps,
+            attenuation,
+            weighting,
+            model.config.sigma_data,
+            **loss_options,
         )
 
     return Method(
@@ -234,9 +256,24 @@ def ddm(weighting="velocity", distribution="logit_normal", logit_mean=-0.5, head
         samplers={
             OURS + name: lambda options=options: DDMScheduler(**{**options, **process})
             for name, options in DDM_SAMPLERS.items()
-        },
+        }
+        | samplers,
         headline=headline,
-        always=(OURS + "paper",),
+        always=(OURS + "paper", *samplers),
+    )
+
+
+# The authors' releases, but for LPIPS, which is of images and not of these patches
+def released(preset, sampler):
+    options = presets.training_options(preset)
+    precondition = {"ddm": "ddm", "unit_variance": True}[options["precondition"]]
+    return ddm(
+        options["weighting"],
+        options["timestep_distribution"],
+        loss_options={name: options[name] for name in ("reconstruction", "reconstruction_weight", "t_min")},
+        samplers={OURS + "released": sampler},
+        precondition=precondition,
+        **{name: options[name] for name in ("noise_schedule", "architecture", "num_decoders", "num_heads")},
     )
 
 
@@ -260,6 +297,8 @@ METHODS = {
     "ddm_sigma_data": ddm(precondition=True, sigma_data=SIGMA_DATA),
     "ddm_raw": ddm(precondition=False),
     "ddm_paper": ddm("none", distribution="uniform", num_decoders=2, precondition=False),
+    "ddm_released": released("ddm", DDMScheduler.paper),
+    "adm_released": released("adm", DDMScheduler.adm),
 }
 
 

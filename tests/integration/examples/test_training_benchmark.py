@@ -56,7 +56,7 @@ class Knows:
         return UNet2DOutput(sample=output.float())
 
 
-PARAMETRISATIONS = ["ddpm", "flow", "edm", "ddm", "ddm_linear_noise"]
+PARAMETRISATIONS = ["ddpm", "flow", "edm", "ddm", "ddm_linear_noise", "ddm_released", "adm_released"]
 
 
 @pytest.mark.parametrize("name", PARAMETRISATIONS)

@@ -397,7 +397,7 @@ def test_half_precision(kind, options, dtype):
         ({"noise_schedule": "cosine"}, ("`noise_schedule`", "'cosine'", "'sqrt'", "'linear'")),
         ({"num_heads": 0}, ("`num_heads`", "0", "1 or 2")),
         ({"num_heads": 1, "precondition": False}, ("`num_heads`", "1", "has to be 2", "precondition=False")),
-        ({"precondition": "v"}, ("`precondition`", "'v'", "True, False or 'velocity'")),
+        ({"precondition": "v"}, ("`precondition`", "'v'", "True, False, 'velocity' or 'ddm'")),
         (
             {"precondition": "velocity", "attenuation": "linear"},
             ("`precondition`", "'velocity'", "attenuation='linear'"),

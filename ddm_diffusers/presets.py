@@ -45,7 +45,7 @@ def sampler_options(preset: str, noise_schedule: str | None = None, eta: float |
 
 
 # The options of the training scripts for each release, as its config for CIFAR-10 and its code have them. Not among them:
-# the optimizer, the average of the weights, and the geometric augmentation whose labels the released networks take.
+# the optimizer and the average of the weights.
 PRESETS = {
     "ddm": {
         "attenuation": "constant",
@@ -65,6 +65,7 @@ PRESETS = {
         "timestep_distribution": "uniform",
         "t_min": 1e-4,
         "random_flip": True,
+        "augment_prob": 0.12,
     },
     "adm": {
         "attenuation": "constant",
@@ -84,6 +85,7 @@ PRESETS = {
         "timestep_distribution": "uniform",
         "t_min": 1e-3,
         "random_flip": True,
+        "augment_prob": 0.12,
     },
 }
 RELEASES = {"ddm": "DDM-Public", "adm": "ADM-Public"}
@@ -96,11 +98,12 @@ def training_options(preset: str, latents: bool = False) -> dict:
     Args:
         preset (`"ddm"` or `"adm"`): DDM-Public or ADM-Public.
         latents (`bool`, defaults to `False`):
-            Whether latents are trained on. The releases have another third term of the loss for them, without LPIPS.
+            Whether latents are trained on. The releases have another third term of the loss for them, without LPIPS, and no
+            augmentation with labels.
     """
     options = dict(PRESETS[preset])
     if latents:
-        options |= {"reconstruction": f"{preset}_latent", "lpips": False}
+        options |= {"reconstruction": f"{preset}_latent", "lpips": False, "augment_prob": 0.0}
     return options
 
 

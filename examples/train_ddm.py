@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMScheduler, DDMUNet2DModel, presets
 from ddm_diffusers.training import (
+    NUM_LABELS,
     CachedLatents,
     HelpFormatter,
     ImageTransform,
@@ -28,6 +29,7 @@ from ddm_diffusers.training import (
     add_objective_arguments,
     add_preset_argument,
     add_training_arguments,
+    augment,
     check_training_arguments,
     ddm_loss,
     load_image_dataset,
@@ -53,8 +55,9 @@ DIGITS_DEFAULTS = {
     "attention_head_dim": 16,
     "save_images_epochs": 50,
     "seed": 0,
-    # of a preset: mirrored digits are none, and 8 pixels are too few for LPIPS
+    # of a preset: mirrored and turned digits are none, and 8 pixels are too few for LPIPS
     "random_flip": False,
+    "augment_prob": 0.0,
     "lpips": False,
 }
 PRECONDITIONS = {"velocity": "velocity", "unit_variance": True, "ddm": "ddm", "none": False}
@@ -111,6 +114,12 @@ def parse_args(input_args=None):
         "--class_dropout_prob", type=float, default=0.1, help="How often the label is dropped, for guidance."
     )
 
+    data.add_argument(
+        "--augment_prob",
+        type=float,
+        default=0.0,
+        help="How often images are turned, scaled, stretched and shifted, of which the released network is told.",
+    )
     add_latent_arguments(parser)
     add_model_arguments(parser)
     add_transformer_arguments(parser)
@@ -121,6 +130,10 @@ def parse_args(input_args=None):
     check_training_arguments(parser, args)
     if not 0 <= args.class_dropout_prob <= 1:
         parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
+    if not 0 <= args.augment_prob <= 1:
+        parser.error(f"--augment_prob is {args.augment_prob}, but has to be in [0, 1].")
+    if args.augment_prob and (args.vae_name_or_path is not None or args.architecture != "released"):
+        parser.error("--augment_prob needs --architecture released, and images instead of latents.")
     if args.latent_cache_dir is not None and args.vae_name_or_path is None:
         parser.error("--latent_cache_dir needs an autoencoder, --vae_name_or_path.")
     if args.model_type == "dit" and args.preset is not None:
@@ -222,6 +235,7 @@ def build_unet(args, channels, size, num_classes=None, conditioning_channels=0, 
         num_decoders=args.num_decoders,
         num_heads=args.num_heads,
         architecture=args.architecture,
+        augment_dim=NUM_LABELS if getattr(args, "augment_prob", 0.0) else 0,
     )
 
 
@@ -242,7 +256,8 @@ def preset_settings(args, accelerator):
     description = presets.describe(args.preset, vars(args), latents)
     accelerator.print(f"Preset {description}. Its options:")
     for name in presets.training_options(args.preset, latents):
-        accelerator.print(f"    --{name} {getattr(args, name)}")
+        if hasattr(args, name):
+            accelerator.print(f"    --{name} {getattr(args, name)}")
     return {"preset": description}
 
 
@@ -349,6 +364,9 @@ def main(args):
     for batch in run:
         with run.accumulate():
             clean = batch["pixel_values"] if space is None else space.clean(batch)
+            model_kwargs = {"class_labels": batch.get("class_labels")}
+            if args.augment_prob:
+                clean, model_kwargs["augment_labels"] = augment(clean, args.augment_prob, batch["generators"])
             loss, parts = training_loss(
                 args,
                 unet,
@@ -357,7 +375,7 @@ def main(args):
                 clean,
                 batch["generators"],
                 perceptual_loss,
-                class_labels=batch.get("class_labels"),
+                **model_kwargs,
             )
             run.optimize(loss, parts)
 

@@ -101,6 +101,7 @@ def make_unet(config, release, noise_schedule, num_decoders):
         num_heads=num_decoders,
         precondition="ddm" if release == "ddm" else True,
         architecture="released",
+        augment_dim=config.get("augment_dim") or 0,
     )
 
 
@@ -143,6 +144,7 @@ def unet_names(config, num_decoders):
     names = {
         "map_layer0": "time_embedding.linear_1",
         "map_layer1": "time_embedding.linear_2",
+        "map_augment": "augment_embedding",
         f"enc.{size}x{size}_conv": "conv_in",
     }
     for number, prefix, entry in (("1", "", "attenuation_entry"), ("2", "noise_", "noise_entry"))[:num_decoders]:
@@ -184,8 +186,6 @@ def convert_unet(weights, config, num_decoders, unet):
         if kind == "resample_filter":
             if weight.shape[-2:] != (2, 2) or not torch.allclose(weight, torch.tensor(0.25)):
                 refuse(key, weight.tolist(), "the mean of 2x2 values")
-        elif key == "map_augment.weight":
-            pass  # for the labels of training's augmentation, of which sampling has none
         elif layer.endswith(".qkv") and blocks.get(layer[:-4], "").replace("resnets", "attentions") in heads:
             attention = blocks[layer[:-4]].replace("resnets", "attentions")
             # the release lists query, key and value of each channel next to each other

@@ -106,7 +106,7 @@ def unet_weights(config, num_decoders, seed=0):
     return weights
 
 
-def unet(weights, config, num_decoders, x, log_t):
+def unet(weights, config, num_decoders, x, log_t, augment_labels=None):
     """The raw outputs, one for each decoder, at `x` and the logarithms of the times."""
 
     def layer(name):
@@ -141,7 +141,10 @@ def unet(weights, config, num_decoders, x, log_t):
 
     frequencies = 10_000.0 ** -(torch.arange(config["model_channels"] // 2) / (config["model_channels"] // 2))
     angles = log_t[:, None] * frequencies
-    embedding = F.silu(F.linear(torch.cat([angles.cos(), angles.sin()], dim=1), *layer("map_layer0")))
+    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+    if augment_labels is not None:
+        embedding = embedding + F.linear(augment_labels, weights["map_augment.weight"])
+    embedding = F.silu(F.linear(embedding, *layer("map_layer0")))
     embedding = F.silu(F.linear(embedding, *layer("map_layer1")))
 
     size = config["img_resolution"]
@@ -171,7 +174,7 @@ def unet(weights, config, num_decoders, x, log_t):
     return outputs
 
 
-def predict(weights, config, network, release, x, t):
+def predict(weights, config, network, release, x, t, augment_labels=None):
     """`(c, eps)` of the networks `uncond_unet`, `uncond_unet_sd` and `uncond_unet_sd_2` (`EDMPrecond` in the releases)."""
     s = t.reshape(-1, 1, 1, 1)
     if network == "uncond_unet_sd_2":
@@ -185,7 +188,7 @@ def predict(weights, config, network, release, x, t):
         c_in, skip_1, out_1 = (1 + s) ** -0.5, s - 1, s / (1 + s) ** 0.5
         skip_2, out_2 = s**0.5, ((1 - s) / (1 + s)) ** 0.5
     num_decoders = 2 if network == "uncond_unet" else 1
-    raw = unet(weights, config, num_decoders, c_in * x, t.log())
+    raw = unet(weights, config, num_decoders, c_in * x, t.log(), augment_labels)
     c = skip_1 * x + out_1 * raw[0]
     if num_decoders == 2:
         return c, skip_2 * x + out_2 * raw[1]

@@ -141,6 +141,8 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             (`log(t)`, sines and cosines), `resnet_time_scale_shift`, up- and downsampling, the groups of the norms
             (`min(32, channels // 4)`, or fewer that divide the channels) and the attention heads (`channels // 64`, at least 1). It starts each residual
             branch at zero.
+        augment_dim (`int`, defaults to 0):
+            Labels of the augmentation in training ([`~training.augment`]), with `architecture="released"` alone. 0 for none.
 
     Raises:
         ValueError: an option has a value that is not accepted or contradicts another one.
@@ -186,6 +188,7 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         conditioning_channels: int = 0,
         base_scheduler: dict | None = None,
         architecture: str = "diffusers",
+        augment_dim: int = 0,
     ):
         _check_options(self.config)
         changes = {"in_channels": in_channels + conditioning_channels}
@@ -218,6 +221,10 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             self.noise_conv_out = nn.Conv2d(block_out_channels[0], in_channels, kernel_size=3, padding=1)
         if released:
             _zero_residual_branches(self)
+        self.augment_embedding = None
+        if augment_dim:
+            self.augment_embedding = nn.Linear(augment_dim, block_out_channels[0], bias=False)
+            nn.init.zeros_(self.augment_embedding.weight)
 
     def _init_as_released(self, channels: int) -> None:
         """Give the trunk the releases' time embedding, groups and heads."""
@@ -288,6 +295,7 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
         conditioning: torch.Tensor | None = None,
+        augment_labels: torch.Tensor | None = None,
     ) -> DDMUNet2DOutput | tuple:
         r"""
         Predict the attenuation coefficients and the noise in `sample`.
@@ -302,6 +310,8 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             return_dict (`bool`, defaults to `True`): Whether to return a [`DDMUNet2DOutput`] instead of a tuple.
             conditioning (`torch.Tensor` of shape `(batch_size, conditioning_channels, height, width)`, *optional*):
                 Needed if, and only if, the model has `conditioning_channels`.
+            augment_labels (`torch.Tensor` of shape `(batch_size, augment_dim)`, *optional*):
+                How the images were augmented. Default: not at all, as when sampling.
 
         Returns:
             [`DDMUNet2DOutput`] or `(sample,)`, in the dtype of `sample`.
@@ -310,9 +320,14 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
             ValueError: `sample` or `conditioning` has a wrong shape; a label or condition is missing or unexpected.
         """
         self._check_inputs(sample, class_labels, conditioning)
+        if augment_labels is not None and augment_labels.shape != (sample.shape[0], self.config.augment_dim):
+            raise ValueError(
+                f"`augment_labels` has the shape {tuple(augment_labels.shape)}, but has to be"
+                f" {(sample.shape[0], self.config.augment_dim)}."
+            )
 
         def network(network_input, timesteps):
-            return self._raw_outputs(network_input, self._embed(timesteps, class_labels))
+            return self._raw_outputs(network_input, self._embed(timesteps, class_labels, augment_labels))
 
         return self._predict(network, sample, timestep, conditioning, return_dict)
 
@@ -333,10 +348,18 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         noise = self._decode(second, skips, emb, self.noise_up_blocks, self.noise_conv_norm_out, self.noise_conv_out)
         return torch.cat([attenuation, noise], dim=1)
 
-    def _embed(self, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> torch.Tensor:
+    def _embed(
+        self,
+        timesteps: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        augment_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         if self.config.architecture == "released":
             timesteps = timesteps / self.config.num_train_timesteps  # the projection takes the logarithm
-        emb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+        emb = self.time_proj(timesteps).to(self.dtype)
+        if augment_labels is not None:
+            emb = emb + self.augment_embedding(augment_labels.to(self.dtype))
+        emb = self.time_embedding(emb)
         if self.class_embedding is not None:
             if self.config.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels).to(self.dtype)
@@ -431,6 +454,8 @@ def _check_options(config: dict) -> None:
         reject(config, "mid_block_type", "has to be 'UNetMidBlock2D' with `architecture='released'`")
     if config["architecture"] == "released" and config["base_scheduler"] is not None:
         reject(config, "base_scheduler", "has to be None with `architecture='released'`")
+    if config["augment_dim"] and config["architecture"] != "released":
+        reject(config, "augment_dim", "has to be 0 without `architecture='released'`")
     if config["num_decoders"] not in (1, 2):
         reject(config, "num_decoders", "has to be 1 or 2")
     if config["num_heads"] == 1 and config["num_decoders"] == 2:

@@ -11,6 +11,7 @@ from .arguments import (
     check_training_arguments,
     parse_with_defaults,
 )
+from .augmentation import NUM_LABELS, augment
 from .captions import CaptionTransform
 from .checkpoints import Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches, load_digits_dataset, load_image_dataset

@@ -168,7 +168,8 @@ def parse_with_defaults(
     """
     args = parser.parse_args(input_args)
     if getattr(args, "preset", None) is not None:
-        parser.set_defaults(**training_options(args.preset, args.vae_name_or_path is not None))
+        options = training_options(args.preset, args.vae_name_or_path is not None)
+        parser.set_defaults(**{name: value for name, value in options.items() if hasattr(args, name)})
     if digits is not None and args.dataset_name is None and args.train_data_dir is None:
         parser.set_defaults(**{name: value for name, value in digits.items() if hasattr(args, name)})
     return parser.parse_args(input_args)

@@ -103,15 +103,17 @@ def convert(script, folder, release=None, *more):
     return DDMPipeline.from_pretrained(folder / "out")
 
 
+@pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("network, process, release", CASES)
-def test_converted_and_original_network_agree(script, tmp_path, network, process, release):
+def test_converted_and_original_network_agree(script, tmp_path, network, process, release, augmented):
     weights, _ = write_release(tmp_path, network, process)
     pipeline = convert(script, tmp_path, release, "--use_ema")
     generator = torch.Generator().manual_seed(2)
     x, t = torch.randn(4, 3, 16, 16, generator=generator), torch.tensor([1e-4, 0.3, 0.8, 1.0])
+    labels = torch.randn(4, 9, generator=generator) if augmented else None
     with torch.no_grad():
-        c, noise = released.predict(weights, UNET, network, release or "adm", x, t)
-        output = pipeline.unet(x, 1000 * t)
+        c, noise = released.predict(weights, UNET, network, release or "adm", x, t, labels)
+        output = pipeline.unet(x, 1000 * t, augment_labels=labels)
     assert c.std() > 0.1 and noise.std() > 0.1
     torch.testing.assert_close(output.attenuation, c, rtol=1e-5, atol=1e-5)
     # a single head's noise is (x - (t - 1) c) / sigma_t in the release, which loses digits near t = 0

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, presets
-from ddm_diffusers.training import ddm_loss
+from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMUNet2DModel, presets
+from ddm_diffusers.training import augment, ddm_loss
 
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -99,6 +99,34 @@ def test_the_saved_folder_is_the_method(preset, script, tmp_path, capsys, monkey
     assert f"--weighting {own[0]}" in printed and "--precondition" in printed
 
 
+def test_a_network_is_told_of_its_augmentation(script, tmp_path, monkeypatch):
+    labels = []
+
+    def recorded(images, probability, generators):
+        assert probability == 0.12
+        labels.append(augment(images, 1.0, generators))
+        return labels[-1]
+
+    monkeypatch.setattr(script, "augment", recorded)
+    given = {}
+    forward = DDMUNet2DModel.forward
+
+    def checked(self, *arguments, **options):
+        if options.get("augment_labels") is not None:
+            given[len(given)] = options["augment_labels"]
+        return forward(self, *arguments, **options)
+
+    monkeypatch.setattr(DDMUNet2DModel, "forward", checked)
+    arguments = ["--preset", "adm", *SMALL, "--augment_prob", "0.12", "--output_dir", str(tmp_path)]
+    script.main(script.parse_args(arguments))
+    assert len(labels) == len(given) == 3
+    for (images, of_images), to_network in zip(labels, given.values(), strict=True):
+        assert torch.equal(of_images, to_network) and images.shape == (4, 1, 8, 8) and of_images.abs().max() > 0
+    # it learns from them, and samples without
+    unet = DDMPipeline.from_pretrained(tmp_path).unet
+    assert unet.augment_embedding.weight.abs().max() > 0
+
+
 def test_a_condition_takes_a_preset_too(tmp_path, monkeypatch, script):
     image_to_image = load_script("train_ddm_image_to_image", monkeypatch)
     arguments = ["--preset", "adm", *SMALL, "--task", "super_resolution", "--output_dir", str(tmp_path)]
@@ -116,7 +144,18 @@ def test_all_options_are_the_preset_s(preset, script):
 
 @pytest.mark.parametrize("after", [True, False])
 def test_other_options_replace_the_preset_s(after, script):
-    own = ["--weighting", "none", "--no-lpips", "--no-random_flip", "--noise_schedule", "sqrt", "--dropout", "0.3"]
+    own = [
+        "--augment_prob",
+        "0.5",
+        "--weighting",
+        "none",
+        "--no-lpips",
+        "--no-random_flip",
+        "--noise_schedule",
+        "sqrt",
+        "--dropout",
+        "0.3",
+    ]
     preset = ["--preset", "adm"]
     args = script.parse_args([*(preset + own if after else own + preset), "--train_data_dir", "photos"])
     assert (args.weighting, args.lpips, args.random_flip, args.dropout) == ("none", False, False, 0.3)
@@ -127,14 +166,14 @@ def test_other_options_replace_the_preset_s(after, script):
     description = presets.describe("adm", vars(args))
     assert description == (
         "adm, the method of ADM-Public, but noise_schedule sqrt, dropout 0.3, weighting none, lpips False,"
-        " random_flip False"
+        " random_flip False, augment_prob 0.5"
     )
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
 def test_latents_have_the_releases_term_for_latents(preset, script):
     args = script.parse_args(["--preset", preset, "--train_data_dir", "photos", "--vae_name_or_path", "vae"])
-    assert (args.reconstruction, args.lpips) == (f"{preset}_latent", False)
+    assert (args.reconstruction, args.lpips, args.augment_prob) == (f"{preset}_latent", False, 0.0)
     assert not script.build_scheduler(args, clip_sample=False).config.clip_sample
 
 
@@ -178,6 +217,8 @@ def test_lpips_joins_the_loss(script, monkeypatch):
     [
         (["--preset", "ddm", "--model_type", "dit"], "--preset is ddm, whose network is --model_type unet"),
         (["--lpips"], "--lpips is for --reconstruction ddm and adm, not squared"),
+        (["--augment_prob", "0.1"], "--augment_prob needs --architecture released"),
+        (["--preset", "ddm", "--augment_prob", "1.1"], "--augment_prob is 1.1, but has to be in"),
         (["--t_min", "0"], "--t_min is 0.0, but has to be in"),
         (["--preset", "edm"], "invalid choice: 'edm'"),
     ],

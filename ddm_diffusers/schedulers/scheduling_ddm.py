@@ -91,7 +91,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
             and asks the model at its own timesteps and scale. [`~DDMScheduler.from_config`] reads these options off the
             config of another scheduler.
         solver_order (`int`, defaults to 2):
-            1, the paper's step; or 2 or 3, which extrapolate the estimates of the clean sample from the last two or
+            1, as in the paper; or 2 or 3, which extrapolate the estimates of the clean sample from the last two or
             three evaluations, at no further cost, and derive the noise from the result
             ([`~schedulers.multistep.BridgeStep.weights`]). 3 is better still with `eta=0.0` on a perfect model, and worse
             on the trained ones that were measured.

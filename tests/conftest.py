@@ -1,5 +1,9 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What all tests share: one thread, reproducible property tests, tiny models, and how an error message is judged."""
+"""
+What all tests share: one thread, reproducible property tests, tiny models, and how an error message is judged.
+
+pytest's main process imports this file too and runs no test. So torch and diffusers are imported where they are used.
+"""
 
 import importlib
 import os
@@ -8,28 +12,18 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from hub_server import client_environment
+from hypothesis import settings
 from processes import hub
 
 
 # The Hub of the tests, before its client is imported and reads where that is. No test needs the network.
 CACHE = tempfile.TemporaryDirectory(prefix="ddm-tests-")
-ENVIRONMENT = client_environment(hub(), CACHE.name)
+# One thread: the tests compare bits, and with several torch's last bit depends on how the work was split.
+ENVIRONMENT = client_environment(hub(), CACHE.name, OMP_NUM_THREADS=1)
 os.environ.clear()
 os.environ.update(ENVIRONMENT)
-
-# isort: split
-import diffusers
-import pytest
-import torch
-from hypothesis import settings
-from stock_parts import TINY_UNET
-
-from ddm_diffusers import DDMUNet2DModel
-
-
-# The tests compare bits, and with several threads torch's last bit depends on how the work was split.
-torch.set_num_threads(1)
 
 # Derandomized: a property test that fails on one machine fails on all of them. HYPOTHESIS_PROFILE=explore looks further.
 settings.register_profile("ci", max_examples=40, deadline=None, derandomize=True)
@@ -40,6 +34,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 @pytest.fixture
 def tiny_unet():
     """`tiny_unet(seed=0, **options)` makes a small DDMUNet2DModel with random weights, the same for the same seed."""
+
+    import torch
+    from stock_parts import TINY_UNET
+
+    from ddm_diffusers import DDMUNet2DModel
 
     def make(seed: int = 0, **options) -> DDMUNet2DModel:
         torch.manual_seed(seed)
@@ -52,9 +51,13 @@ def tiny_unet():
 def plain_unet():
     """`plain_unet(seed=0, **options)` makes the UNet2DModel of the same configuration."""
 
-    def make(seed: int = 0, **options) -> diffusers.UNet2DModel:
+    import torch
+    from diffusers import UNet2DModel
+    from stock_parts import TINY_UNET
+
+    def make(seed: int = 0, **options) -> UNet2DModel:
         torch.manual_seed(seed)
-        return diffusers.UNet2DModel(**{**TINY_UNET, **options}).eval()
+        return UNet2DModel(**{**TINY_UNET, **options}).eval()
 
     return make
 
@@ -66,7 +69,7 @@ def own_memory():
     and by alignment torch chooses the kernel of a matrix product, whose last bit differs.
     """
 
-    def move(model: torch.nn.Module) -> None:
+    def move(model) -> None:
         for weight in model.parameters():
             weight.data = weight.data.clone()
 

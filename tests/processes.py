@@ -48,6 +48,7 @@ _FORKED.set_forkserver_preload(
         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
         "diffusers.schedulers.scheduling_flow_match_euler_discrete",
         "diffusers.training_utils",
+        "pytest",
         "sklearn.datasets",
         "torch.distributed.tensor",
         "torch.utils.tensorboard",

@@ -86,7 +86,7 @@ def save_forever(folder):
 
 def test_a_process_that_is_killed_leaves_whole_checkpoints(tmp_path):
     moments, interrupted = random.Random(0), 0
-    for attempt in range(10):
+    for attempt in range(5):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         saver = Saver(folder)
@@ -103,7 +103,7 @@ def test_a_process_that_is_killed_leaves_whole_checkpoints(tmp_path):
             assert_whole(checkpoint, saver)
         saver.checkpoints.remove_leftovers()
         assert names(folder) == sorted(path.name for path in found)
-    assert interrupted >= 3
+    assert interrupted >= 2
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -256,7 +256,7 @@ def replace_forever(folder: Path):
 
 def test_contents_are_never_cut_off(tmp_path):
     moments, interrupted, last = random.Random(0), 0, tmp_path / FILES[-1]
-    for _ in range(12):
+    for _ in range(6):
         process = fork(replace_forever, tmp_path)
         before = last.stat().st_mtime_ns if last.exists() else None
         # on a busy machine it takes a while until it writes
@@ -268,6 +268,6 @@ def test_contents_are_never_cut_off(tmp_path):
         for name in FILES:
             text = (tmp_path / name).read_text()
             assert len(text) == 1000 and len(set(text)) == 1
-    assert interrupted >= 3
+    assert interrupted >= 2
     replace_contents(tmp_path, lambda temporary: write(temporary, "x"))
     assert not (tmp_path / "new.tmp").exists()

@@ -342,9 +342,17 @@ COMPILED = {
     "unet2d_condition": ("unet2d_condition", {}),
     "dit": ("dit", BASE),
 }
+SLOWLY_COMPILED = ("unet2d-two decoders", "unet2d_condition")
 
 
-@pytest.mark.parametrize("name, options", COMPILED.values(), ids=COMPILED.keys())
+# One U-Net and the transformer by default
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        pytest.param(*COMPILED[key], id=key, marks=[pytest.mark.slow] if key in SLOWLY_COMPILED else [])
+        for key in COMPILED
+    ],
+)
 @torch.no_grad()
 def test_compiles_into_one_graph(name, options):
     torch._dynamo.reset()

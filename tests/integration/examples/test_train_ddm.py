@@ -5,7 +5,6 @@ what it cannot use it refuses.
 """
 
 import importlib.util
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -46,15 +45,13 @@ def run(tmp_path_factory):
     arguments = [*SMALL, "--output_dir", "out", "--max_train_steps", "120", "--train_batch_size", "32"]
     arguments += ["--lr_warmup_steps", "20", "--class_conditional"]
     output = train(*arguments, "--checkpointing_steps", "90", "--save_images_steps", "60", cwd=cwd)
-    return cwd / "out", arguments, output
+    return cwd / "out", output
 
 
-def scalars(folder, name, run=0):
-    """What TensorBoard shows of the run with this number."""
-    events = sorted(
-        (folder / "logs" / "train_ddm").glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime
-    )
-    return np.array([event.value for event in EventAccumulator(str(events[run])).Reload().Scalars(name)])
+def scalars(folder, name):
+    """What TensorBoard shows of a run."""
+    events = EventAccumulator(str(folder / "logs" / "train_ddm")).Reload()
+    return np.array([event.value for event in events.Scalars(name)])
 
 
 def assert_falls(first, last):
@@ -80,7 +77,7 @@ def samples(pipeline, count, seed):
 
 
 def test_loss_falls_and_is_logged(run):
-    folder, _, output = run
+    folder, output = run
     loss = scalars(folder, "loss")
     assert len(loss) == 120
     assert_falls(loss[:40], loss[-40:])
@@ -92,8 +89,8 @@ def test_trained_images_are_nearer_to_the_data(run):
     pipeline = DDMPipeline.from_pretrained(run[0])
     untrained = DDMPipeline(DDMUNet2DModel.from_config(pipeline.unet.config), pipeline.scheduler)
     digits = load_digits().images / 16
-    trained_distances = [frechet_distance(samples(pipeline, 200, seed), digits) for seed in range(3)]
-    untrained_distances = [frechet_distance(samples(untrained, 200, seed), digits) for seed in range(3)]
+    trained_distances = [frechet_distance(samples(pipeline, 100, seed), digits) for seed in range(3)]
+    untrained_distances = [frechet_distance(samples(untrained, 100, seed), digits) for seed in range(3)]
     # three sets each tell how much of a distance is chance: far less than a factor of 3
     assert max(trained_distances) < 1.5 * min(trained_distances)
     assert max(untrained_distances) < 1.5 * min(untrained_distances)
@@ -101,7 +98,7 @@ def test_trained_images_are_nearer_to_the_data(run):
 
 
 def test_folder_holds_a_pipeline_and_its_pictures(run):
-    folder, _, _ = run
+    folder, _ = run
     assert {"model_index.json", "unet", "scheduler", "samples.png", "checkpoint-90"} <= {
         path.name for path in folder.iterdir()
     }
@@ -115,24 +112,6 @@ def test_folder_holds_a_pipeline_and_its_pictures(run):
         assert grid.size == (416, 416)
         assert grid.getextrema()[0] != (0, 0)
     assert list((folder / "samples").glob("step-*.png"))
-
-
-def test_resuming_continues_from_the_checkpoint(run):
-    folder, arguments, _ = run
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    uninterrupted = weights.read_bytes()
-    # a longer run would have another learning rate from its start
-    arguments += ["--resume_from_checkpoint", "latest"]
-    longer = start(SCRIPT.name, *arguments, "--max_train_steps", "130", cwd=folder.parent)
-    assert longer.wait() == 1 and "max_train_steps: 120 there, 130 now" in longer.output
-    assert weights.read_bytes() == uninterrupted
-    weights.unlink()
-    shutil.rmtree(folder / "checkpoint-120")
-    assert "Resuming from out/checkpoint-90" in train(*arguments, cwd=folder.parent)
-    losses = scalars(folder, "loss", run=1)
-    assert len(losses) == 30
-    assert (losses == scalars(folder, "loss")[90:]).all()
-    assert weights.read_bytes() == uninterrupted
 
 
 def test_a_transformer_instead(tmp_path):

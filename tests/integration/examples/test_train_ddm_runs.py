@@ -150,7 +150,7 @@ def curve(folder, name):
 @pytest.fixture(scope="module")
 def one_process(data, tmp_path_factory):
     cwd = tmp_path_factory.mktemp("one")
-    arguments = [*data, *OPTIONS, "--max_train_steps", 50, "--checkpointing_steps", 50, "--save_images_steps", 25]
+    arguments = [*data, *OPTIONS, "--max_train_steps", 15, "--checkpointing_steps", 15, "--save_images_steps", 10]
     train(*arguments, "--train_batch_size", 8, cwd=cwd)
     return cwd / "out", arguments
 
@@ -170,20 +170,20 @@ def test_two_processes_are_one_with_twice_the_batch(shared, one_process, tmp_pat
     out = tmp_path / "out"
     for name in ("loss", "attenuation_loss", "noise_loss", "grad_norm"):
         expected, values = curve(folder, name), curve(out, name)
-        assert list(values) == list(expected) == list(range(1, 51))
+        assert list(values) == list(expected) == list(range(1, 16))
         np.testing.assert_allclose(list(values.values()), list(expected.values()), atol=1e-4, rtol=1e-4)
     assert curve(out, "lr") == curve(folder, "lr")
-    for name in ("unet/diffusion_pytorch_model.safetensors", "checkpoint-50/model.safetensors"):
+    for name in ("unet/diffusion_pytorch_model.safetensors", "checkpoint-15/model.safetensors"):
         expected, weights = load_file(folder / name), load_file(out / name)
         # the softmax of the attention does not see this bias: its gradient is a rounding error, which Adam enlarges
         for key in (key for key in expected if not key.endswith("to_k.bias")):
             torch.testing.assert_close(weights[key], expected[key], atol=1e-4, rtol=0)
     # what one process does for all
-    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-0000025.png", "step-0000050.png"]
+    assert sorted(path.name for path in (out / "samples").iterdir()) == ["step-0000010.png", "step-0000015.png"]
     assert "Saved the pipeline" in outputs[0] and "Saved the pipeline" not in outputs[1]
-    assert "50/50" in outputs[0] and "50/50" not in outputs[1]
+    assert "15/15" in outputs[0] and "15/15" not in outputs[1]
     # both of them save the state of their random generators
-    assert {"random_states_0.pkl", "random_states_1.pkl"} <= {path.name for path in (out / "checkpoint-50").iterdir()}
+    assert {"random_states_0.pkl", "random_states_1.pkl"} <= {path.name for path in (out / "checkpoint-15").iterdir()}
 
 
 def test_an_example_weighs_as_much_in_an_accumulated_step(one_process, tmp_path):
@@ -240,10 +240,10 @@ def kill_during(phase, run, out, delay=0.0, uploads=()):
 def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(options, evaluated, whole, tmp_path, processes):
     arguments = [*options, *evaluated, "--checkpointing_steps", 2, "--save_images_steps", 8, *RESUME]
     out = tmp_path / "out"
-    for phase in ("a step", "a save", "an evaluation", "keeping the best", "the end"):
+    for phase in ("a save", "keeping the best", "the end"):  # others: test_a_run_that_was_killed_twenty_times
         run = start(SCRIPT, *arguments, cwd=tmp_path)
         processes.append(run)
-        kill_during(phase, run, out, delay=0.7)
+        kill_during(phase, run, out)
     train(*arguments, cwd=tmp_path)
     assert_same_weights(out, whole)
     assert not list(out.rglob("*.tmp"))
@@ -453,8 +453,8 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_does_not_end_a_run(options, evaluated, whole, small_disk, tmp_path, processes):
-    arguments = [*options, *evaluated, "--checkpointing_steps", 4, "--checkpoints_total_limit", 1]
-    arguments += ["--save_images_steps", 1]
+    arguments = [*options, *evaluated, "--evaluation_samples", 40, "--checkpointing_steps", 4]
+    arguments += ["--checkpoints_total_limit", 1, "--save_images_steps", 1]
     run = start(SCRIPT, *arguments, cwd=tmp_path)
     processes.append(run)
     assert run.until(lambda: f" 5/{STEPS}" in run.output), run.output[-3000:]
@@ -636,7 +636,10 @@ def test_bad_images_of_all_processes_are_counted(options, tmp_path):
             train, ["--train_batch_size", 4, "--gradient_accumulation_steps", 2], id="the second batch of a step"
         ),
         pytest.param(
-            train_distributed, ["--train_batch_size", 4, "--dataloader_num_workers", 1], id="the second process"
+            train_distributed,
+            ["--train_batch_size", 4, "--dataloader_num_workers", 1],
+            id="the second process",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -726,6 +729,7 @@ def test_an_evaluation_keeps_the_best_and_changes_nothing(options, evaluated, wh
 
 
 # ---------------------------------------------------------------------------------------------------------- speed and precision
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_loss(options, whole, tmp_path):
     # also with dropout, which has to be the same when an activation is computed again
     train(*options, "--gradient_checkpointing", *NEVER, cwd=tmp_path)
@@ -733,6 +737,7 @@ def test_gradient_checkpointing_gives_the_same_loss(options, whole, tmp_path):
     np.testing.assert_allclose(list(values.values()), list(expected.values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bf16_keeps_weights_and_average_in_float32(options, whole, tmp_path):
     train(*options, "--mixed_precision", "bf16", "--checkpointing_steps", STEPS, cwd=tmp_path)
     out = tmp_path / "out"
@@ -789,7 +794,7 @@ def train_scaled(options, folder):
 
 
 def test_a_loss_scaler_skips_steps_that_are_not_finite(options, tmp_path):
-    steps = 12
+    steps = 8
     arguments = [*options, "--lr_warmup_steps", 0, "--max_train_steps", steps]
 
     def run(*more):

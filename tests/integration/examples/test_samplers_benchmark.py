@@ -157,7 +157,7 @@ FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     ids=lambda setting: f"{setting.label}-{setting.name}",
 )
 def test_each_scheduler_is_handed_its_own_parametrisation(mixture, setting):
-    assert excess(mixture, setting, 200) < 4
+    assert excess(mixture, setting, 100) < 4
 
 
 @pytest.fixture(scope="module")

@@ -192,10 +192,14 @@ def test_push_to_hub(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_arguments(tmp_path):
-    """The main job, by the command of the docstring: digits, some minutes on two CPU cores."""
-    run = start_command("-m", "accelerate.commands.launch", "--cpu", "--num_processes=1", SCRIPT, cwd=tmp_path)
-    assert run.wait() == 0, run.output[-4000:]
+def test_the_command_of_the_docstring(tmp_path):
+    """The launcher and the defaults, but for the number of steps."""
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
+    run = start_command(*launcher, SCRIPT, "--max_train_steps", 40, cwd=tmp_path)
+    try:
+        assert run.wait() == 0, run.output[-4000:]
+    finally:
+        run.kill()
     pipeline = DDMPipeline.from_pretrained(tmp_path / "ddm-model")
     assert len(pipeline(batch_size=2, num_inference_steps=10).images) == 2
     with Image.open(tmp_path / "ddm-model" / "samples.png") as grid:

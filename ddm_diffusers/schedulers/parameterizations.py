@@ -459,8 +459,8 @@ def parameterization_of(config: dict) -> Parameterization:
     scheduler = make_scheduler(name, config)
     if config.get("use_flow_sigmas"):
         raise ValueError(
-            f"`prediction_type` is {prediction_type!r} and `use_flow_sigmas` is True, but on that path only models with"
-            " `prediction_type='flow_prediction'` are understood."
+            f"`prediction_type` is {prediction_type!r} and `use_flow_sigmas` is True. If the model predicts a velocity, set"
+            " `prediction_type='flow_prediction'` in the config; other models of that path are not understood."
         )
     # Stable Video Diffusion's is EDM's preconditioning, in diffusers' scheduler for DDPM's models
     continuous = config.get("timestep_type") == "continuous" and prediction_type == "v_prediction"
@@ -499,6 +499,10 @@ def adopt_config(config: dict, own_options: Collection[str]) -> dict:
     Raises:
         ValueError: The scheduler is none of `KNOWN_SCHEDULERS`, or its keys do not tell which one it is.
     """
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"`config` is a {type(config).__name__}, but has to be a dict, such as `pipe.scheduler.config`."
+        )
     name = config.get("_class_name")
     name = name[-1] if isinstance(name, (list, tuple)) else name
     if name == "DDMScheduler" or "attenuation" in config:
@@ -546,6 +550,10 @@ def _recognize(config: dict, own_options: Collection[str]) -> str | None:
             options[name] = inspect.signature(getattr(diffusers, name).__init__).parameters.keys() - {"self", "kwargs"}
     candidates = [name for name in options if options[name] == keys]
     if not candidates and keys <= set(own_options):
+        if "prediction_type" not in keys and any("beta" in key for key in keys):
+            raise ValueError(
+                f"`config` is {config}, but betas need a `prediction_type` or the `_class_name` of a scheduler."
+            )
         return None
     if not candidates:
         inside = [name for name in options if options[name] < keys]
@@ -560,7 +568,7 @@ def _recognize(config: dict, own_options: Collection[str]) -> str | None:
             f"`config` may be that of any of {candidates}, whose models differ. Name the class of the scheduler:"
             " `DDMScheduler.from_config({**config, '_class_name': type(scheduler).__name__})`."
         )
-    return candidates[0]
+    return min(candidates, key=len)  # DDIMScheduler, not DDIMParallelScheduler
 
 
 def _agree(names: Sequence[str], config: dict) -> bool:
@@ -580,7 +588,7 @@ def check_range(name: str, timesteps: torch.Tensor, low: float, high: float) -> 
 def _accepted() -> str:
     return (
         "has to be that of a DDMScheduler or of one of these schedulers of diffusers, whose models are understood:"
-        f" {', '.join(KNOWN_SCHEDULERS)}."
+        f" {', '.join(KNOWN_SCHEDULERS)}. Other models, such as distilled ones, need their own scheduler."
     )
 
 

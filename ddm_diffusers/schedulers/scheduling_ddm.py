@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from diffusers import DDPMScheduler, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -20,6 +19,7 @@ from ..process import Attenuation, DecoupledProcess, NoiseSchedule, at_least_flo
 from . import time_grids
 from .multistep import BridgeStep, Estimate, MultistepSolver, Run
 from .parameterizations import (
+    KNOWN_SCHEDULERS,
     VP_PREDICTION_TYPES,
     Decoupled,
     FlowMatching,
@@ -146,11 +146,7 @@ class DDMScheduler(HubMixin, SchedulerMixin, ConfigMixin):
         ValueError: An argument has a value that is not accepted or contradicts another one.
     """
 
-    _compatibles = [
-        *(scheduler.name for scheduler in KarrasDiffusionSchedulers),
-        "FlowMatchEulerDiscreteScheduler",
-        "FlowMatchHeunDiscreteScheduler",
-    ]
+    _compatibles = list(KNOWN_SCHEDULERS)
     order = 1
 
     @register_to_config

@@ -298,6 +298,8 @@ def test_own_configs_stay_own():
         (FlowMatchHeunDiscreteScheduler().config, ("`config`", "FlowMapEuler", "FlowMatchHeun", "_class_name")),
         ({"_class_name": "RePaintScheduler"}, ("`config`", "RePaintScheduler")),
         ({"_class_name": "os", "beta_schedule": "linear"}, ("`config`", "os")),
+        (DDIMScheduler(), ("`config`", "DDIMScheduler", "pipe.scheduler.config")),
+        ({"beta_start": 1e-4, "num_train_timesteps": 500}, ("`config`", "prediction_type", "_class_name")),
         ({"_class_name": "LCMFooScheduler", "shift": 1.0}, ("`config`", "LCMFooScheduler")),
         ({**DDIMScheduler().config, "prediction_type": "score"}, ("`prediction_type`", "'score'", "epsilon")),
         (

@@ -73,6 +73,12 @@ def add_model_arguments(parser):
         "--block_out_channels", type=int, nargs="+", help="Channels of each level. Default: by resolution."
     )
     model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
+    model.add_argument(
+        "--attention_resolutions",
+        type=int,
+        nargs="*",
+        help="Heights of the levels with self-attention. Default: 16 and below.",
+    )
     model.add_argument("--dropout", type=float, default=0.0, help="Dropout of the residual blocks.")
     model.add_argument(
         "--architecture",
@@ -223,7 +229,10 @@ def build_unet(args, channels, size, num_classes=None, conditioning_channels=0, 
             f"`--resolution` is {args.resolution}, but has to be a multiple of {factor * multiple} for the"
             f" {len(block_out_channels)} levels of `--block_out_channels`."
         )
-    attention = [size // 2**level <= 16 for level in range(len(block_out_channels))]
+    sizes = [size // 2**level for level in range(len(block_out_channels))]
+    attention = [
+        each <= 16 if args.attention_resolutions is None else each in args.attention_resolutions for each in sizes
+    ]
     return DDMUNet2DModel(
         **options,
         block_out_channels=tuple(block_out_channels),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from released_networks import unet_weights
 
 from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMUNet2DModel, presets
 from ddm_diffusers.training import augment, ddm_loss
@@ -44,6 +45,19 @@ EXPECTED = {
         },
         "unet": {"architecture": "released", "num_decoders": 1, "num_heads": 1, "precondition": True},
     },
+}
+
+CIFAR10 = {
+    preset: {
+        "img_resolution": 32,
+        "img_channels": 3,
+        "model_channels": width,
+        "channel_mult": [1, 2, 2, 2],
+        "num_blocks": 3,
+        "attn_resolutions": [16, 8],
+        "augment_dim": 9,
+    }
+    for preset, width in (("ddm", 192), ("adm", 160))
 }
 
 
@@ -140,6 +154,24 @@ def test_all_options_are_the_preset_s(preset, script):
     for name, value in presets.training_options(preset).items():
         assert getattr(args, name) == value, name
     assert presets.describe(preset, vars(args)) == f"{preset}, the method of {presets.RELEASES[preset]}"
+
+
+@pytest.mark.parametrize("preset", EXPECTED)
+def test_the_network_is_that_of_the_release_s_config(preset, script):
+    """The configs for CIFAR-10: attention at 16x16 and 8x8, but at 4x4 in the middle alone."""
+    args = script.parse_args(["--preset", preset, "--train_data_dir", "photos", "--resolution", "32"])
+    with torch.device("meta"):
+        unet = script.build_unet(args, 3, 32)
+    blocks = [*unet.down_blocks, *reversed(unet.up_blocks)]
+    assert [hasattr(block, "attentions") for block in blocks] == 2 * [False, True, True, False]
+    assert len(unet.mid_block.attentions) == 1
+    assert all(len(block.resnets) == 3 for block in unet.down_blocks)
+    assert unet.config.dropout == args.dropout and unet.config.augment_dim == 9
+    expected = unet_weights(CIFAR10[preset], unet.config.num_decoders)
+    filters = sum(each.numel() for name, each in expected.items() if name.endswith("resample_filter"))
+    frequencies = unet.time_proj.weight.numel()
+    of_release = sum(each.numel() for each in expected.values()) - filters
+    assert unet.num_parameters() - frequencies == of_release
 
 
 @pytest.mark.parametrize("after", [True, False])

@@ -578,8 +578,13 @@ def _agree(names: Sequence[str], config: dict) -> bool:
 
 
 def check_range(name: str, timesteps: torch.Tensor, low: float, high: float) -> None:
-    """That timesteps are in [low, high]. On a device they are not looked at, which would wait for it, nor in a compiled graph."""
-    if timesteps.device.type != "cpu" or torch.compiler.is_compiling() or timesteps.numel() == 0:
+    """
+    That timesteps are in [low, high]. On a device they are not looked at, which would wait for it, nor in a compiled graph,
+    nor where a subclass may hold no numbers, as in FakeTensorMode.
+    """
+    if type(timesteps) is not torch.Tensor or timesteps.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if timesteps.numel() == 0:
         return
     if not (timesteps.min() >= low and timesteps.max() <= high):
         raise ValueError(f"`{name}` is {timesteps.tolist()}, but has to be in [{low}, {high}].")

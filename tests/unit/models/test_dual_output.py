@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import GaussianFourierProjection, Timesteps
 from stock_parts import TINY_UNET, draw, perturb, tiny_conditional_unet, tiny_dit
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ddm_diffusers import DDMDiTTransformer2DModel, DDMScheduler, DDMUNet2DConditionModel, DDMUNet2DModel
 from ddm_diffusers.models.preconditioning import precondition
@@ -375,6 +376,16 @@ def test_compiles_into_one_graph(name, options):
     compiled = torch.compile(model, backend="eager", fullgraph=True)  # fullgraph: a break in the graph is an error
     timestep = torch.tensor(700.5)
     torch.testing.assert_close(compiled(x, timestep, **arguments).sample, model(x, timestep, **arguments).sample)
+
+
+@every_kind
+@torch.no_grad()
+def test_shapes_without_numbers(kind):
+    """As estimates of memory and of operations run a model."""
+    with FakeTensorMode():
+        model = make(kind, **kind.extras)
+        x = noisy(model)
+        assert run(model, x, 700.5).sample.shape[0] == len(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

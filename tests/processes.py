@@ -82,10 +82,10 @@ def hub(token: str | None = "hf_test") -> HubServer:
 
 def fork(target: Callable, *args) -> multiprocessing.process.BaseProcess:
     """Start a function of a test in a process of this kind, which imports the file that the function is in."""
-    before = dict(os.environ)
+    before, environment = dict(os.environ), client_environment(hub(), "cache")
     try:  # the client of the Hub reads its settings when it is imported
         os.environ.clear()
-        os.environ.update(client_environment(hub(), "cache"))
+        os.environ.update(environment)
         forkserver.ensure_running()
     finally:
         os.environ.clear()

@@ -757,8 +757,18 @@ def test_bf16_keeps_weights_and_average_in_float32(options, whole, tmp_path):
     assert {weight.dtype for weight in average} == {torch.float32}
 
 
+@pytest.fixture
+def cpp_compiler():
+    """What torch.compile needs on a CPU."""
+    command = shlex.split(os.environ.get("CXX", "g++"))
+    if shutil.which(command[0]) is None:
+        pytest.skip("there is no C++ compiler")
+    if subprocess.run([*command, "-x", "c++", "-fsyntax-only", "-"], input=b"#include <vector>").returncode:
+        pytest.skip("the C++ compiler does not work")
+
+
 @pytest.mark.slow
-def test_a_compiled_run_is_resumed_without(options, whole, tmp_path):
+def test_a_compiled_run_is_resumed_without(options, whole, tmp_path, cpp_compiler):
     out = tmp_path / "out"
     train(*options, "--compile", "--checkpointing_steps", STEPS, "--max_train_steps", STEPS, cwd=tmp_path)
     expected, values = curve(whole, "loss"), curve(out, "loss")

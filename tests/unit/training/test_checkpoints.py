@@ -92,7 +92,10 @@ def test_a_process_that_is_killed_leaves_whole_checkpoints(tmp_path):
         saver = Saver(folder)
         process = fork(save_forever, folder)
         until(lambda found=saver.checkpoints.list: len(found()) >= 2, process.is_alive)
-        time.sleep(moments.uniform(0, 0.1))
+        if attempt % 2:
+            time.sleep(moments.uniform(0, 0.1))
+        else:  # during a save
+            until(lambda folder=folder: any(folder.glob("*.tmp")), process.is_alive)
         process.kill()
         process.join()
         interrupted += any(path.suffix == ".tmp" for path in folder.iterdir())
@@ -256,12 +259,15 @@ def replace_forever(folder: Path):
 
 def test_contents_are_never_cut_off(tmp_path):
     moments, interrupted, last = random.Random(0), 0, tmp_path / FILES[-1]
-    for _ in range(6):
+    for attempt in range(6):
         process = fork(replace_forever, tmp_path)
         before = last.stat().st_mtime_ns if last.exists() else None
         # on a busy machine it takes a while until it writes
         until(lambda before=before: last.exists() and last.stat().st_mtime_ns != before, process.is_alive)
-        time.sleep(moments.uniform(0, 0.05))
+        if attempt % 2:
+            time.sleep(moments.uniform(0, 0.05))
+        else:  # while it writes
+            until((tmp_path / "new.tmp").exists, process.is_alive)
         process.kill()
         process.join()
         interrupted += (tmp_path / "new.tmp").exists()

@@ -44,6 +44,8 @@ def add_scaled(x: torch.Tensor, scale: float | torch.Tensor, y: torch.Tensor) ->
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Raise half precision and integers to float32; float32 and float64 stay as they are."""
+    if x.dtype in (torch.float32, torch.float64):  # no call into torch, as this is a good part of a small step
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

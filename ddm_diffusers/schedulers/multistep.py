@@ -55,6 +55,7 @@ class BridgeStep:
     Attributes:
         kept (`float`): The factor of the noise that stays.
         std (`float`): The factor of the fresh noise.
+        moments (`tuple[float, float]`): What [`~BridgeStep.weights`] needs of the step, computed when it is planned.
     """
 
     process: DecoupledProcess
@@ -64,6 +65,7 @@ class BridgeStep:
     churn: float = 1.0
     kept: float = field(init=False)
     std: float = field(init=False)
+    moments: tuple[float, float] = field(init=False)
 
     def __post_init__(self):
         kept, std = self.process.bridge_scales(self.s, self.t, self.eta)
@@ -73,6 +75,7 @@ class BridgeStep:
             kept, std = sigma_s * share, sigma_s * (1 - share**2) ** 0.5
         object.__setattr__(self, "kept", kept)
         object.__setattr__(self, "std", std)
+        object.__setattr__(self, "moments", self._moments())
 
     def from_noise(self, estimate: Estimate) -> torch.Tensor:
         """The mean of `x_s` with the noise that the model predicted: `x_0 + H_s + kept eps`."""
@@ -125,7 +128,7 @@ class BridgeStep:
         """
         if len(times) == 1:
             return [1.0]
-        mean, mean_square = self._moments()
+        mean, mean_square = self.moments
         nodes = [time_change(self.process, time) for time in times]
         weights = []
         for i, node in enumerate(nodes):

@@ -14,21 +14,12 @@ import argparse
 import copy
 from functools import partial
 
-# examples/train_ddm.py
-from train_ddm import (
-    DIGITS_DEFAULTS,
-    add_model_arguments,
-    build_scheduler,
-    build_unet,
-    load_latent_space,
-    load_perceptual_loss,
-    preset_settings,
-    training_loss,
-)
+from train_ddm import training_loss  # examples/train_ddm.py
 
 from ddm_diffusers import DDMImageToImagePipeline
 from ddm_diffusers.latents import scale_latents
 from ddm_diffusers.training import (
+    DIGITS_DEFAULTS,
     TASKS,
     ConditionalTransform,
     HelpFormatter,
@@ -36,13 +27,19 @@ from ddm_diffusers.training import (
     TrainingRun,
     add_data_arguments,
     add_latent_arguments,
+    add_model_arguments,
     add_objective_arguments,
     add_preset_argument,
     add_training_arguments,
+    build_scheduler,
+    build_unet,
     check_training_arguments,
     load_image_dataset,
+    load_latent_space,
+    load_perceptual_loss,
     pair_grid,
     parse_with_defaults,
+    preset_settings,
 )
 
 

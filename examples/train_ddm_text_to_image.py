@@ -17,26 +17,26 @@ import itertools
 import math
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
-# examples/train_ddm.py
-from train_ddm import cache_latents, default_block_out_channels, load_perceptual_loss, training_loss
+from diffusers import StableDiffusionPipeline
+from train_ddm import training_loss  # examples/train_ddm.py
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ddm_diffusers import DDMScheduler, DDMUNet2DConditionModel, IdentityAutoencoder
+from ddm_diffusers import DDMScheduler
 from ddm_diffusers.model_card import framed_grid
 from ddm_diffusers.training import (
     CaptionTransform,
     HelpFormatter,
-    LatentSpace,
     TrainingRun,
     add_data_arguments,
     add_latent_arguments,
     add_objective_arguments,
     add_training_arguments,
+    build_text_unet,
+    cache_latents,
     check_training_arguments,
     load_image_dataset,
-    load_vae,
+    load_perceptual_loss,
+    load_text_space,
 )
 
 
@@ -96,50 +96,6 @@ def parse_args(input_args=None):
     return args
 
 
-def load_space(args, device):
-    """Where the model is trained: the latent space of an autoencoder, or the pixels."""
-    if args.pixel_space:
-        return LatentSpace(IdentityAutoencoder(1 if args.image_mode == "L" else 3), device)
-    if args.vae_name_or_path is not None:
-        return LatentSpace(load_vae(args.vae_name_or_path, args.vae_subfolder), device)
-    return LatentSpace(load_vae(args.pretrained_model_name_or_path, "vae"), device)
-
-
-def build_unet(args, channels, size, sigma_data, cross_attention_dim):
-    """The pretrained model as one of two outputs, or a new one that suits the size of images or latents."""
-    if args.from_pretrained_unet:
-        source = args.pretrained_model_name_or_path
-        config = DDMUNet2DConditionModel.load_config(source, subfolder="unet")
-        if config["_class_name"] == DDMUNet2DConditionModel.__name__:  # trained on, and on its own process
-            if config["noise_schedule"] != args.noise_schedule:
-                raise ValueError(
-                    f"`--noise_schedule` is {args.noise_schedule!r}, but the model of {source} has"
-                    f" {config['noise_schedule']!r} and needs the same."
-                )
-            return DDMUNet2DConditionModel.from_pretrained(source, subfolder="unet")
-        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
-        # both outputs start from what it predicts, by the process that it was trained on
-        scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
-        return DDMUNet2DConditionModel.from_unet2d_condition(
-            unet, scheduler, noise_schedule=args.noise_schedule, sample_size=size
-        )
-    block_out_channels = tuple(args.block_out_channels or default_block_out_channels(size))
-    attention = [size // 2**level <= 32 for level in range(len(block_out_channels))]
-    return DDMUNet2DConditionModel(
-        sample_size=size,
-        in_channels=channels,
-        noise_schedule=args.noise_schedule,
-        sigma_data=sigma_data,
-        block_out_channels=block_out_channels,
-        down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attention)),
-        layers_per_block=args.layers_per_block,
-        attention_head_dim=args.attention_head_dim,
-        norm_num_groups=math.gcd(32, max(1, block_out_channels[0] // 4), *block_out_channels),
-        cross_attention_dim=cross_attention_dim,
-    )
-
-
 def main(args):
     run = TrainingRun(args, "train_ddm_text_to_image")
     run.card = CARD
@@ -151,7 +107,7 @@ def main(args):
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
         text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32)
         text_encoder = text_encoder.to(accelerator.device).eval().requires_grad_(False)
-        space = load_space(args, accelerator.device)
+        space = load_text_space(args, accelerator)
         size = space.latent_size(args.resolution)
         dataset = load_image_dataset(
             args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
@@ -170,7 +126,7 @@ def main(args):
     if args.latent_cache_dir is not None:
         transform = cache_latents(args, transform, space, accelerator)
 
-    unet = build_unet(args, channels, size, sigma_data, text_encoder.config.hidden_size)
+    unet = build_text_unet(args, channels, size, sigma_data, text_encoder.config.hidden_size)
     scheduler = DDMScheduler(noise_schedule=args.noise_schedule, clip_sample=False)
     perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data

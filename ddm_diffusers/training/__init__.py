@@ -16,6 +16,24 @@ from .captions import CaptionTransform
 from .checkpoints import Checkpoints, replace_contents
 from .data import ImageTransform, TrainingBatches, load_digits_dataset, load_image_dataset
 from .latents import CachedLatents, LatentSpace, load_vae
+from .networks import (
+    DIGITS_DEFAULTS,
+    PRECONDITIONS,
+    add_model_arguments,
+    add_transformer_arguments,
+    build_scheduler,
+    build_text_unet,
+    build_transformer,
+    build_unet,
+    cache_latents,
+    default_block_out_channels,
+    from_config,
+    load_latent_space,
+    load_perceptual_loss,
+    load_text_space,
+    model_options,
+    preset_settings,
+)
 from .objective import (
     RECONSTRUCTIONS,
     TIMESTEP_DISTRIBUTIONS,

@@ -45,13 +45,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from ddm_diffusers import DDMPipeline, DDMScheduler, DDMUNet2DConditionModel, DDMUNet2DModel
 from ddm_diffusers.latents import decode_latents, encode_images, scale_latents
 from ddm_diffusers.model_card import framed_grid
+from ddm_diffusers.training import default_block_out_channels
 
 
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 
 from evaluate import score  # noqa: E402
-from train_ddm import default_block_out_channels  # noqa: E402
 
 
 PARTS = ("latent", "text", "decoding", "costs")

@@ -38,7 +38,8 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-from ddm_diffusers.training import ImageTransform, TrainingRun, load_image_dataset
+from ddm_diffusers import DDMScheduler, DDMUNet2DModel
+from ddm_diffusers.training import ImageTransform, TrainingRun, build_unet, load_image_dataset
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -66,8 +67,8 @@ PARTS = {
     "load the batch": (torch.utils.data.dataloader._BaseDataLoaderIter, "__next__"),
     "draw noise": (train_ddm, "randn_tensor"),
     "draw times": (train_ddm, "sample_timesteps"),
-    "forward process": (train_ddm.DDMScheduler, "add_noise"),
-    "network": (train_ddm.DDMUNet2DModel, "forward"),
+    "forward process": (DDMScheduler, "add_noise"),
+    "network": (DDMUNet2DModel, "forward"),
     "loss": (train_ddm, "ddm_loss"),
     "backward": (Accelerator, "backward"),
     "clip the gradient": (Accelerator, "clip_grad_norm_"),
@@ -133,7 +134,7 @@ def train_recipe(args, turns):
     )
     set_seed(args.seed)
     transform = ImageTransform(load_image_dataset(), args.resolution, args.center_crop, args.random_flip)
-    config = train_ddm.build_unet(args, transform.channels, args.resolution).config
+    config = build_unet(args, transform.channels, args.resolution).config
     names = inspect.signature(UNet2DModel).parameters
     unet = UNet2DModel(
         **{name: config[name] for name in names if name != "out_channels"}, out_channels=transform.channels

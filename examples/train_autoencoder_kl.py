@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.optimization import get_scheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
@@ -28,6 +29,7 @@ from ddm_diffusers.training import (
     LatentSpace,
     TrainingBatches,
     TrainingRun,
+    WeightAverage,
     add_data_arguments,
     add_training_arguments,
     check_training_arguments,
@@ -145,13 +147,15 @@ def reconstructions(vae, num_images, num_inference_steps, *, images):
 def main(args):
     run = TrainingRun(args, "train_autoencoder_kl")
     run.card = CARD
-    with run.accelerator.main_process_first():
+    accelerator = run.accelerator
+    with accelerator.main_process_first():
         dataset = load_image_dataset(
             args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
         )
         transform = ImageTransform(
             dataset, args.resolution, args.center_crop, args.random_flip, image_mode=args.image_mode
         )
+    run.set_data(transform)
     num_levels = len(args.block_out_channels)
     vae = TrainedAutoencoder(
         in_channels=transform.channels,
@@ -166,11 +170,40 @@ def main(args):
         scaling_factor=1.0,
         force_upcast=False,
     )
-    lpips = load_lpips(run.accelerator.device, "--lpips_weight") if args.lpips_weight > 0 else None
+    lpips = load_lpips(accelerator.device, "--lpips_weight") if args.lpips_weight > 0 else None
     adversarial = None
     if args.adversarial_weight > 0:
         adversarial = AdversarialLoss(run, transform.channels, args.learning_rate, args.adversarial_start_step)
-    vae = run.prepare(vae, transform)
+    if args.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    if args.compile:
+        vae.compile()
+
+    # Optimizer, learning rate, and the average of the weights
+    optimizer = torch.optim.AdamW(
+        vae.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=run.max_train_steps,
+    )
+    vae, optimizer, lr_scheduler = accelerator.prepare(vae, optimizer, lr_scheduler)
+    ema = None
+    if args.use_ema:
+        ema = WeightAverage(
+            accelerator,
+            vae.parameters(),
+            decay=args.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=args.ema_inv_gamma,
+            power=args.ema_power,
+        )
     size = args.resolution // 2 ** (num_levels - 1)
 
     # What the pictures show: images of the training data, always the same
@@ -191,8 +224,9 @@ def main(args):
         result.register_to_config(scaling_factor=1 / deviation)
         return result
 
-    for batch in run:
-        with run.accumulate():
+    run.start(vae, ema)
+    for batch in run.batches():
+        with accelerator.accumulate(vae):
             images = batch["pixel_values"]
             shape = (len(images), args.latent_channels, size, size)
             noise = randn_tensor(shape, batch["generators"], images.device, images.dtype)
@@ -205,14 +239,27 @@ def main(args):
             if adversarial is not None:
                 parts["adversarial"] = adversarial(made)
                 loss = loss + args.adversarial_weight * parts["adversarial"]
-            run.optimize(loss, parts)
+
+            accelerator.backward(loss)
+            run.record(loss=loss, **parts)
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(vae.parameters(), args.max_grad_norm)
+                run.check_step(grad_norm)  # ends the run before a loss that is not finite reaches the weights
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
             if adversarial is not None:
                 adversarial.train(images, made)
 
-        # Pictures and uploads, where they are due
-        run.show_progress(make_result, settings)
+        if accelerator.sync_gradients:
+            if ema is not None and not accelerator.optimizer_step_was_skipped:
+                ema.step(vae.parameters())
+            run.end_step(lr=lr_scheduler.get_last_lr()[0])
+            if run.should_save:
+                run.save_checkpoint()
+            run.show_progress(make_result, settings)  # reconstructions and uploads, where they are due
 
-    # The result, as a user would load it
+    # The result, as a user loads it
     result = make_result()
     run.finish(result, settings | {"scaling factor": f"{result.config.scaling_factor:.4g}"})
 

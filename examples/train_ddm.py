@@ -12,7 +12,10 @@ Train a decoupled diffusion model (arXiv 2306.13720) on images.
 """
 
 import argparse
+from functools import partial
 
+import torch
+from diffusers.optimization import get_scheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddm_diffusers import DDMPipeline
@@ -21,6 +24,7 @@ from ddm_diffusers.training import (
     HelpFormatter,
     ImageTransform,
     TrainingRun,
+    WeightAverage,
     add_data_arguments,
     add_latent_arguments,
     add_model_arguments,
@@ -82,42 +86,6 @@ def parse_args(input_args=None):
     return args
 
 
-def training_loss(args, unet, scheduler, sigma_data, clean, generators, perceptual_loss=None, **model_kwargs):
-    """The loss of clean images or latents and its parts."""
-    # The forward process: the image fades, noise rises
-    noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
-    timesteps = sample_timesteps(
-        scheduler,
-        len(clean),
-        clean.device,
-        generators,
-        t_min=args.t_min,
-        distribution=args.timestep_distribution,
-        logit_mean=args.logit_mean,
-        logit_std=args.logit_std,
-    )
-    attenuation = scheduler.get_attenuation(clean, generators)
-    noisy = scheduler.add_noise(clean, noise, timesteps, attenuation)
-
-    # Predict both parts of it
-    return ddm_loss(
-        scheduler,
-        unet(noisy, timesteps, **model_kwargs).sample,
-        clean,
-        noise,
-        timesteps,
-        attenuation,
-        weighting=args.weighting,
-        sigma_data=sigma_data,
-        reconstruction_weight=args.reconstruction_weight,
-        return_parts=True,
-        reconstruction=args.reconstruction,
-        perceptual_loss=perceptual_loss,
-        use_l1=args.use_l1,
-        t_min=args.t_min,
-    )
-
-
 def main(args):
     run = TrainingRun(args, "train_ddm")
     accelerator = run.accelerator
@@ -143,6 +111,7 @@ def main(args):
         (channels, sigma_data), size = space.measure(transform), space.latent_size(args.resolution)
         if args.latent_cache_dir is not None:
             transform = cache_latents(args, transform, space, accelerator)
+    run.set_data(transform)
 
     # Model and process
     num_classes = None if class_names is None else len(class_names)
@@ -151,8 +120,36 @@ def main(args):
     scheduler = build_scheduler(args, clip_sample=space is None)
     perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data
-    unet = run.prepare(unet, transform)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.compile:
+        unet.compile()
 
+    # Optimizer, learning rate, and the average of the weights
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=run.max_train_steps,
+    )
+    unet, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
+    ema = None
+    if args.use_ema:
+        ema = WeightAverage(
+            accelerator,
+            unet.parameters(),
+            decay=args.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=args.ema_inv_gamma,
+            power=args.ema_power,
+        )
     settings = preset_settings(args, accelerator) | {
         "images": f"{run.num_images or 'a stream'} of {transform.channels} x {args.resolution} x {args.resolution}",
         "weighting": args.weighting,
@@ -177,33 +174,69 @@ def main(args):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    for batch in run:
-        with run.accumulate():
+    run.start(unet, ema)
+    for batch in run.batches():
+        with accelerator.accumulate(unet):
             clean = batch["pixel_values"] if space is None else space.clean(batch)
+            generators = batch["generators"]
             model_kwargs = {"class_labels": batch.get("class_labels")}
             if args.augment_prob:
-                clean, model_kwargs["augment_labels"] = augment(clean, args.augment_prob, batch["generators"])
-            loss, parts = training_loss(
-                args,
-                unet,
+                clean, model_kwargs["augment_labels"] = augment(clean, args.augment_prob, generators)
+
+            # The forward process: the image fades, noise rises
+            noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
+            timesteps = sample_timesteps(
                 scheduler,
-                sigma_data,
-                clean,
-                batch["generators"],
-                perceptual_loss,
-                **model_kwargs,
+                len(clean),
+                clean.device,
+                generators,
+                t_min=args.t_min,
+                distribution=args.timestep_distribution,
+                logit_mean=args.logit_mean,
+                logit_std=args.logit_std,
             )
-            run.optimize(loss, parts)
+            attenuation = scheduler.get_attenuation(clean, generators)
+            noisy = scheduler.add_noise(clean, noise, timesteps, attenuation)
 
-        # Pictures and uploads, where they are due
-        run.show_progress(make_pipeline, settings)
-        if run.is_due(args.evaluation_steps):
-            pipeline = make_pipeline()
-            distance = evaluation(pipeline, args.num_inference_steps)
-            if accelerator.is_main_process:
-                run.keep_best(distance, pipeline, "fid")
+            # The model predicts both parts
+            model_output = unet(noisy, timesteps, **model_kwargs).sample
+            loss, parts = ddm_loss(
+                scheduler,
+                model_output,
+                clean,
+                noise,
+                timesteps,
+                attenuation,
+                weighting=args.weighting,
+                sigma_data=sigma_data,
+                reconstruction_weight=args.reconstruction_weight,
+                return_parts=True,
+                reconstruction=args.reconstruction,
+                perceptual_loss=perceptual_loss,
+                use_l1=args.use_l1,
+                t_min=args.t_min,
+            )
 
-    # The result, as a user would load it
+            accelerator.backward(loss)
+            run.record(loss=loss, **parts)
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                run.check_step(grad_norm)  # ends the run before a loss that is not finite reaches the weights
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+
+        if accelerator.sync_gradients:
+            if ema is not None and not accelerator.optimizer_step_was_skipped:
+                ema.step(unet.parameters())
+            run.end_step(lr=lr_scheduler.get_last_lr()[0])
+            if run.should_save:
+                run.save_checkpoint()
+            run.show_progress(make_pipeline, settings)  # samples and uploads, where they are due
+            if run.is_due(args.evaluation_steps):
+                run.evaluate(make_pipeline, partial(evaluation, num_inference_steps=args.num_inference_steps))
+
+    # The result, as a user loads it
     run.finish(make_pipeline(), settings)
 
 

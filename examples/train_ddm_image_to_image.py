@@ -14,7 +14,9 @@ import argparse
 import copy
 from functools import partial
 
-from train_ddm import training_loss  # examples/train_ddm.py
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.utils.torch_utils import randn_tensor
 
 from ddm_diffusers import DDMImageToImagePipeline
 from ddm_diffusers.latents import scale_latents
@@ -25,6 +27,7 @@ from ddm_diffusers.training import (
     HelpFormatter,
     TrainingBatches,
     TrainingRun,
+    WeightAverage,
     add_data_arguments,
     add_latent_arguments,
     add_model_arguments,
@@ -34,12 +37,14 @@ from ddm_diffusers.training import (
     build_scheduler,
     build_unet,
     check_training_arguments,
+    ddm_loss,
     load_image_dataset,
     load_latent_space,
     load_perceptual_loss,
     pair_grid,
     parse_with_defaults,
     preset_settings,
+    sample_timesteps,
 )
 
 
@@ -104,6 +109,7 @@ def main(args):
             args.conditioning_mode,
             args.conditioning_dropout_prob,
         )
+    run.set_data(transform)
 
     channels, conditioning_channels = transform.channels, transform.conditioning_channels
     size, sigma_data = args.resolution, None
@@ -122,9 +128,38 @@ def main(args):
     scheduler = build_scheduler(args, clip_sample=space is None)
     perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data
-    unet = run.prepare(unet, transform)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.compile:
+        unet.compile()
 
-    # What grids of samples show: pairs of the training data, always the same, whatever the run draws
+    # Optimizer, learning rate, and the average of the weights
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=run.max_train_steps,
+    )
+    unet, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
+    ema = None
+    if args.use_ema:
+        ema = WeightAverage(
+            accelerator,
+            unet.parameters(),
+            decay=args.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=args.ema_inv_gamma,
+            power=args.ema_power,
+        )
+
+    # The grids of samples show pairs of the training data, always the same ones
     shown = copy.copy(transform)
     shown.conditioning_dropout_prob = 0.0
     shown = next(iter(TrainingBatches(shown, args.eval_batch_size, seed=0, skip_bad_images=True)))
@@ -146,28 +181,66 @@ def main(args):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    for batch in run:
-        with run.accumulate():
-            clean, conditioning = batch["pixel_values"], batch["conditioning"]
+    run.start(unet, ema)
+    for batch in run.batches():
+        with accelerator.accumulate(unet):
+            clean, conditioning, generators = batch["pixel_values"], batch["conditioning"], batch["generators"]
             if space is not None:
                 clean = space.clean(batch)
                 conditioning = scale_latents(space.vae, space.encode(conditioning).mean)
-            loss, parts = training_loss(
-                args,
-                unet,
+
+            # The forward process: the image fades, noise rises
+            noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
+            timesteps = sample_timesteps(
                 scheduler,
-                sigma_data,
-                clean,
-                batch["generators"],
-                perceptual_loss,
-                conditioning=conditioning,
+                len(clean),
+                clean.device,
+                generators,
+                t_min=args.t_min,
+                distribution=args.timestep_distribution,
+                logit_mean=args.logit_mean,
+                logit_std=args.logit_std,
             )
-            run.optimize(loss, parts)
+            attenuation = scheduler.get_attenuation(clean, generators)
+            noisy = scheduler.add_noise(clean, noise, timesteps, attenuation)
 
-        # Pictures and uploads, where they are due
-        run.show_progress(make_pipeline, settings)
+            # The model predicts both parts, given the condition
+            model_output = unet(noisy, timesteps, conditioning=conditioning).sample
+            loss, parts = ddm_loss(
+                scheduler,
+                model_output,
+                clean,
+                noise,
+                timesteps,
+                attenuation,
+                weighting=args.weighting,
+                sigma_data=sigma_data,
+                reconstruction_weight=args.reconstruction_weight,
+                return_parts=True,
+                reconstruction=args.reconstruction,
+                perceptual_loss=perceptual_loss,
+                use_l1=args.use_l1,
+                t_min=args.t_min,
+            )
 
-    # The result, as a user would load it
+            accelerator.backward(loss)
+            run.record(loss=loss, **parts)
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                run.check_step(grad_norm)  # ends the run before a loss that is not finite reaches the weights
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+
+        if accelerator.sync_gradients:
+            if ema is not None and not accelerator.optimizer_step_was_skipped:
+                ema.step(unet.parameters())
+            run.end_step(lr=lr_scheduler.get_last_lr()[0])
+            if run.should_save:
+                run.save_checkpoint()
+            run.show_progress(make_pipeline, settings)  # samples and uploads, where they are due
+
+    # The result, as a user loads it
     run.finish(make_pipeline(), settings)
 
 

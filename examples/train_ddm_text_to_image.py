@@ -18,7 +18,8 @@ import math
 
 import torch
 from diffusers import StableDiffusionPipeline
-from train_ddm import training_loss  # examples/train_ddm.py
+from diffusers.optimization import get_scheduler
+from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddm_diffusers import DDMScheduler
@@ -27,6 +28,7 @@ from ddm_diffusers.training import (
     CaptionTransform,
     HelpFormatter,
     TrainingRun,
+    WeightAverage,
     add_data_arguments,
     add_latent_arguments,
     add_objective_arguments,
@@ -34,9 +36,11 @@ from ddm_diffusers.training import (
     build_text_unet,
     cache_latents,
     check_training_arguments,
+    ddm_loss,
     load_image_dataset,
     load_perceptual_loss,
     load_text_space,
+    sample_timesteps,
 )
 
 
@@ -96,12 +100,19 @@ def parse_args(input_args=None):
     return args
 
 
+def first_captions(dataset, column, count):
+    """The captions of the first rows, which the grids of samples show. Rows without a caption are left out."""
+    captions = (row[column] for row in itertools.islice(dataset, 10 * count))
+    captions = (each[0] if isinstance(each, list) and each else each for each in captions)
+    return list(itertools.islice((each for each in captions if isinstance(each, str)), count)) or [""]
+
+
 def main(args):
     run = TrainingRun(args, "train_ddm_text_to_image")
     run.card = CARD
     accelerator = run.accelerator
 
-    # What is not trained, and the data
+    # The parts that are not trained, and the data
     with accelerator.main_process_first():
         source = args.pretrained_model_name_or_path
         tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
@@ -125,17 +136,45 @@ def main(args):
     channels, sigma_data = space.measure(transform)
     if args.latent_cache_dir is not None:
         transform = cache_latents(args, transform, space, accelerator)
+    run.set_data(transform)
 
+    # Model and process
     unet = build_text_unet(args, channels, size, sigma_data, text_encoder.config.hidden_size)
     scheduler = DDMScheduler(noise_schedule=args.noise_schedule, clip_sample=False)
     perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data
-    unet = run.prepare(unet, transform)
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.compile:
+        unet.compile()
 
-    prompts = args.validation_prompts
-    if prompts is None:
-        rows = itertools.islice(dataset, args.eval_batch_size)
-        prompts = [each[0] if isinstance(each, list) else each for each in (row[args.caption_column] for row in rows)]
+    # Optimizer, learning rate, and the average of the weights
+    optimizer = torch.optim.AdamW(
+        unet.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    lr_scheduler = get_scheduler(
+        args.lr_scheduler,
+        optimizer=optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=run.max_train_steps,
+    )
+    unet, optimizer, lr_scheduler = accelerator.prepare(unet, optimizer, lr_scheduler)
+    ema = None
+    if args.use_ema:
+        ema = WeightAverage(
+            accelerator,
+            unet.parameters(),
+            decay=args.ema_max_decay,
+            use_ema_warmup=True,
+            inv_gamma=args.ema_inv_gamma,
+            power=args.ema_power,
+        )
+
+    prompts = args.validation_prompts or first_captions(dataset, args.caption_column, args.eval_batch_size)
 
     def sample_grid(pipeline, num_images, num_inference_steps):
         generator = torch.Generator().manual_seed(0)
@@ -169,26 +208,65 @@ def main(args):
         "noise schedule": args.noise_schedule,
     }
 
-    for batch in run:
-        with run.accumulate():
+    run.start(unet, ema)
+    for batch in run.batches():
+        with accelerator.accumulate(unet):
             with torch.no_grad():
                 embeddings = text_encoder(batch["input_ids"])[0]
-            loss, parts = training_loss(
-                args,
-                unet,
+            clean, generators = space.clean(batch), batch["generators"]
+
+            # The forward process: the image fades, noise rises
+            noise = randn_tensor(clean.shape, generators, clean.device, clean.dtype)
+            timesteps = sample_timesteps(
                 scheduler,
-                sigma_data,
-                space.clean(batch),
-                batch["generators"],
-                perceptual_loss,
-                encoder_hidden_states=embeddings,
+                len(clean),
+                clean.device,
+                generators,
+                t_min=args.t_min,
+                distribution=args.timestep_distribution,
+                logit_mean=args.logit_mean,
+                logit_std=args.logit_std,
             )
-            run.optimize(loss, parts)
+            attenuation = scheduler.get_attenuation(clean, generators)
+            noisy = scheduler.add_noise(clean, noise, timesteps, attenuation)
 
-        # Pictures and uploads, where they are due
-        run.show_progress(make_pipeline, settings)
+            # The model predicts both parts, given the caption
+            model_output = unet(noisy, timesteps, encoder_hidden_states=embeddings).sample
+            loss, parts = ddm_loss(
+                scheduler,
+                model_output,
+                clean,
+                noise,
+                timesteps,
+                attenuation,
+                weighting=args.weighting,
+                sigma_data=sigma_data,
+                reconstruction_weight=args.reconstruction_weight,
+                return_parts=True,
+                reconstruction=args.reconstruction,
+                perceptual_loss=perceptual_loss,
+                use_l1=args.use_l1,
+                t_min=args.t_min,
+            )
 
-    # The result, as a user would load it
+            accelerator.backward(loss)
+            run.record(loss=loss, **parts)
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)
+                run.check_step(grad_norm)  # ends the run before a loss that is not finite reaches the weights
+            optimizer.step()
+            lr_scheduler.step()
+            optimizer.zero_grad()
+
+        if accelerator.sync_gradients:
+            if ema is not None and not accelerator.optimizer_step_was_skipped:
+                ema.step(unet.parameters())
+            run.end_step(lr=lr_scheduler.get_last_lr()[0])
+            if run.should_save:
+                run.save_checkpoint()
+            run.show_progress(make_pipeline, settings)  # samples and uploads, where they are due
+
+    # The result, as a user loads it
     run.finish(make_pipeline(), settings)
 
 

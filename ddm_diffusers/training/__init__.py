@@ -44,5 +44,6 @@ from .objective import (
     sample_timesteps,
 )
 from .run import TrainingRun
+from .sharding import WeightAverage
 from .tasks import TASKS, ConditionalTransform, make_pair, pair_grid
 from .upload import HubUploader

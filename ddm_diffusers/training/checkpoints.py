@@ -16,8 +16,46 @@ logger = get_logger(__name__)
 
 PREFIX = "checkpoint-"
 SETTINGS_NAME = "settings.json"
+# Files that tell that a pipeline or a model was saved in a folder
+RESULTS = ("model_index.json", "config.json")
 # No listing of checkpoints finds folders that end like this: half written or half deleted.
 TEMPORARY = ".tmp"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, in the order of their steps."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=_step)
+
+
+def refuse_used_folder(folder: Path, resume_from_checkpoint: str | None) -> None:
+    """
+    Refuse an output folder with a result or with checkpoints that the run does not continue, as a run touches its own only.
+
+    Args:
+        folder (`Path`): The output folder.
+        resume_from_checkpoint (`str`, *optional*): The option of that name.
+
+    Raises:
+        ValueError: the folder holds another run.
+    """
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints and not any((folder / name).is_file() for name in RESULTS):
+        return
+    found = f"checkpoints of a run, up to {checkpoints[-1].name}" if checkpoints else "a trained model"
+    if resume_from_checkpoint is not None:
+        elsewhere = Path(resume_from_checkpoint).resolve().parent != folder.resolve()
+        if not (checkpoints and elsewhere and is_checkpoint(Path(resume_from_checkpoint))):
+            return
+    resume = " --resume_from_checkpoint latest continues it." if checkpoints else ""
+    raise ValueError(
+        f"`--output_dir` is {str(folder)!r}, which holds {found}.{resume} A new run needs another --output_dir, or an"
+        " empty one."
+    )
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / SETTINGS_NAME).is_file() and path.suffix != TEMPORARY
 
 
 class Checkpoints:
@@ -37,15 +75,14 @@ class Checkpoints:
 
     def list(self) -> list[Path]:
         """The checkpoints in the order of their steps."""
-        found = [path for path in self.folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+        return list_checkpoints(self.folder)
 
     def find(self, name: str | None) -> Path | None:
         """
         The folder to resume from.
 
         Args:
-            name (`str`, *optional*): The name of a checkpoint's folder, or `latest`.
+            name (`str`, *optional*): A checkpoint's path, the name of its folder in the output folder, or `latest`.
 
         Returns:
             `Path` or `None`: to start from scratch, without a name or where `latest` finds nothing.
@@ -62,11 +99,11 @@ class Checkpoints:
                 return None
             checkpoint = checkpoints[-1]
         else:
-            checkpoint = self.folder / Path(name).name
-            if not (checkpoint / SETTINGS_NAME).is_file() or checkpoint.name.endswith(TEMPORARY):
+            checkpoint = next(filter(is_checkpoint, (self.folder / name, Path(name))), None)
+            if checkpoint is None:
                 raise ValueError(
-                    f"`--resume_from_checkpoint` is {name!r}, but {self.folder} has only"
-                    f" {[path.name for path in checkpoints]}."
+                    f"`--resume_from_checkpoint` is {name!r}, but neither that path nor {self.folder / name} is a checkpoint."
+                    f" {self.folder} has {[path.name for path in checkpoints]}."
                 )
         self._check_settings(checkpoint)
         return checkpoint
@@ -123,9 +160,10 @@ class Checkpoints:
                 os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old, ignore_errors=True)
-            if self.total_limit is not None:
-                others = [each for each in self.list() if each != path]
-                for each in others[: max(0, len(others) + 1 - self.total_limit)]:
+            if self.total_limit is not None and path in self.list():
+                # not later ones, which a run that was resumed from an earlier one has yet to replace
+                earlier = self.list()[: self.list().index(path)]
+                for each in earlier[: max(0, len(earlier) + 1 - self.total_limit)]:
                     _delete(each)
         accelerator.wait_for_everyone()
         return path
@@ -157,6 +195,10 @@ def replace_contents(folder: Path, write: Callable[[Path], None]) -> None:
             os.replace(new, old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
 
 
 def _differences(there: dict, now: dict, prefix: str = "") -> list[str]:

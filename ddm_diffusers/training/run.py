@@ -1,12 +1,13 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""What happens around the steps of a training run, whatever is trained: the part that all training scripts share."""
+"""What surrounds the loop of a training script: where it is in the data, checkpoints, signals, logs and results."""
 
 import logging
 import math
 import random
+import shlex
 import sys
-from argparse import Namespace
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,60 +16,83 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, gather_object, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
+from ..hub import TRAINING_FILES
 from ..model_card import sample_grid
 from .arguments import settings_that_matter
-from .checkpoints import PREFIX, Checkpoints
+from .checkpoints import PREFIX, Checkpoints, refuse_used_folder
 from .data import ImageTransform, TrainingBatches
 from .loading import BatchLoader
-from .results import ResultsMixin
-from .sharding import WeightAverage, configure_sharding, whole
+from .results import keep_best, read_best, save_with_card
+from .sharding import WeightAverage, configure_sharding, full_tensors
 from .signals import StopSignal
 from .steps import StepRecord
-from .tracking import Tracking
+from .tracking import Tracking, tolerating_failures
 from .upload import HubUploader
 
 
 logger = get_logger(__name__, log_level="INFO")
 
+# The first steps are slow (compilation, caches): the time of a run is estimated from those between these two.
+TIMED_STEPS = (5, 25)
 
-class TrainingRun(ResultsMixin):
+
+class TrainingRun:
     """
-    A training run with everything but its objective: processes and precision through Accelerate, the optimizer and the
-    average of the weights, data, checkpoints, signals, logs, uploads.
+    Everything around the loop of a training script, which itself reads as any loop with Accelerate:
 
         run = TrainingRun(args, "train_ddm")
+        run.set_data(transform)
         ...
-        unet = run.prepare(unet, transform)
-        for batch in run:
-            ...
-            with run.accumulate():
-                run.optimize(loss, parts)
+        unet, optimizer, lr_scheduler = run.accelerator.prepare(unet, optimizer, lr_scheduler)
+        run.start(unet, ema)
+        for batch in run.batches():
+            with run.accelerator.accumulate(unet):
+                ...
+                run.accelerator.backward(loss)
+                run.record(loss=loss)
+                if run.accelerator.sync_gradients:
+                    run.check_step(run.accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm))
+                optimizer.step()
+                lr_scheduler.step()
+                optimizer.zero_grad()
+            if run.accelerator.sync_gradients:
+                run.end_step(lr=lr_scheduler.get_last_lr()[0])
+                if run.should_save:
+                    run.save_checkpoint()
+                run.show_progress(make_pipeline, settings)
+        run.finish(make_pipeline(), settings)
 
-    `args` are the options of [`add_training_arguments`] and those of the script, which all count as settings that a run
-    has to share with the one that it continues, but for `FREE_OPTIONS`.
+    Every process calls every method.
 
     Args:
-        args (`argparse.Namespace`): The options.
-        name (`str`): The name of the project in the trackers, and of the script.
+        args (`argparse.Namespace`):
+            The options of [`add_data_arguments`], [`add_training_arguments`] and of the script. All but `FREE_OPTIONS` must
+            be the same when the run is resumed.
+        name (`str`): The name of the script, and of the project in the trackers.
 
     Attributes:
-        accelerator ([`~accelerate.Accelerator`]): Of the run.
-        global_step (`int`): Optimizer steps so far.
+        accelerator ([`~accelerate.Accelerator`]): Processes, device and precision.
         output_dir (`Path`): Where everything goes.
+        global_step (`int`): Optimizer steps so far.
+        num_images (`int` or `None`), total_batch_size, steps_per_epoch (`int` or `None`), max_train_steps (`int`):
+            The length of the run, after [`~TrainingRun.set_data`]. `None` for a stream.
+        card (`dict`): More arguments of [`~model_card.write_model_card`], for results of other packages.
         sample_grid (`Callable`):
-            [`~hub.sample_grid`], or what a script puts in its place: `(pipeline, num_images, num_inference_steps)` to the
-            picture of the model card.
+            [`~model_card.sample_grid`], or a function with its arguments that a script replaces it with.
+
+    Raises:
+        ValueError: `output_dir` holds another run, the Hub refuses the repository or the token, or a tracker is missing.
     """
 
     def __init__(self, args: Namespace, name: str):
         self.args = args
         self.name = name
         self.output_dir = Path(args.output_dir)
+        refuse_used_folder(self.output_dir, args.resume_from_checkpoint)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
@@ -76,8 +100,8 @@ class TrainingRun(ResultsMixin):
             project_config=ProjectConfiguration(
                 project_dir=self.output_dir, logging_dir=self.output_dir / args.logging_dir
             ),
-            # it would advance the schedule once for each process
-            step_scheduler_with_optimizer=False,
+            # else accelerate advances the learning rate once for each process
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
         self.mixed_precision = self.accelerator.mixed_precision
         self.sharding = configure_sharding(self.accelerator, args)
@@ -103,84 +127,60 @@ class TrainingRun(ResultsMixin):
                 self.uploader = HubUploader(
                     args.hub_model_id or self.output_dir.name, args.hub_token, args.hub_private_repo
                 )
+        self.tracking = Tracking(self.accelerator, name, args)
+        self.card = {}
         self.sample_grid = sample_grid
         self.global_step = 0
         self.best = math.inf
         self.bad_images = 0
         self._bad_image_names = set()
-        self._pictured_step = 0
-        self.tracking = Tracking(self.accelerator, name, args)
+        self._position = (0, 0)
+        self._stop = False
         self._stop_signal = StopSignal()
         self._until_finished = ExitStack()
 
     # ------------------------------------------------------------------------------------------------------------ set-up
-    def prepare(self, model: ModelMixin, transform: ImageTransform) -> torch.nn.Module:
+    def set_data(self, transform: ImageTransform) -> None:
         """
-        Set up the optimizer, the average of the weights and the batches, and resume if that is asked for.
+        Take the data set, which sets the length of the run.
 
         Args:
-            model ([`~diffusers.ModelMixin`]): What is trained; its weights in float32.
             transform ([`ImageTransform`]): With the data set.
 
-        Returns:
-            `torch.nn.Module`: the model to call.
-
         Raises:
-            ValueError: the checkpoint to resume from does not exist or belongs to a run with other settings.
+            ValueError: the data set is a stream and `--max_train_steps` is not given.
         """
-        args, accelerator = self.args, self.accelerator
-        self.transform = transform
-        if args.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
-        if args.compile:
-            model.compile()
-        self.num_parameters = model.num_parameters()
+        args, self.transform = self.args, transform
         # accelerate's configuration goes before the option
-        self.accumulation_steps = accelerator.gradient_accumulation_steps
-        self.total_batch_size = args.train_batch_size * accelerator.num_processes * self.accumulation_steps
-        # the length of an epoch in steps; a stream does not tell it
+        self.accumulation_steps = self.accelerator.gradient_accumulation_steps
+        self.total_batch_size = args.train_batch_size * self.accelerator.num_processes * self.accumulation_steps
         self.num_images = len(transform.dataset) if hasattr(transform.dataset, "__len__") else None
         self.steps_per_epoch = math.ceil((self.num_images or 0) / self.total_batch_size) or None
         if args.max_train_steps is None and self.steps_per_epoch is None:
-            raise ValueError(
-                "`--max_train_steps` is None, but has to be given for a stream, whose length is not known."
-            )
+            raise ValueError("`--max_train_steps` is None, but streaming data sets have no length and need it.")
         self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
         self.save_images_steps = args.save_images_steps
         if self.save_images_steps is None and self.steps_per_epoch is not None:
             self.save_images_steps = args.save_images_epochs * self.steps_per_epoch
 
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.adam_weight_decay,
-            eps=args.adam_epsilon,
-        )
-        lr_scheduler = get_scheduler(
-            args.lr_scheduler,
-            optimizer=optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=self.max_train_steps,
-        )
-        self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, lr_scheduler)
-        self.ema = None
-        if args.use_ema:
-            # of what the optimizer steps on: with FSDP each process averages its own part
-            self.ema = WeightAverage(
-                accelerator,
-                self.model.parameters(),
-                decay=args.ema_max_decay,
-                use_ema_warmup=True,
-                inv_gamma=args.ema_inv_gamma,
-                power=args.ema_power,
-            )
-        # from here on each process has its own, for dropout
-        set_seed(self.seed, device_specific=True)
-        self._position = (0, 0)
-        accelerator.register_for_checkpointing(self)
+    def start(self, model: torch.nn.Module, ema: WeightAverage | None = None) -> None:
+        """
+        Resume if `--resume_from_checkpoint` asks for it, and start the tracker.
 
-        self.checkpoints = Checkpoints(self.output_dir, self._settings(model), args.checkpoints_total_limit)
+        Args:
+            model (`torch.nn.Module`): The model as the accelerator prepared it.
+            ema ([`WeightAverage`], *optional*): The average of its weights.
+
+        Raises:
+            ValueError: the checkpoint does not exist or belongs to a run with other settings.
+        """
+        args, accelerator = self.args, self.accelerator
+        self.model, self.ema = model, ema
+        unwrapped = accelerator.unwrap_model(model)
+        self.num_parameters = unwrapped.num_parameters()
+        set_seed(self.seed, device_specific=True)  # for dropout, which differs between processes
+        accelerator.register_for_checkpointing(self)
+        self.checkpoints = Checkpoints(self.output_dir, self._settings(unwrapped), args.checkpoints_total_limit)
         if accelerator.is_main_process:
             self.checkpoints.remove_leftovers()
         accelerator.wait_for_everyone()
@@ -188,25 +188,17 @@ class TrainingRun(ResultsMixin):
         if checkpoint is not None:
             logger.info(f"Resuming from {checkpoint}")
             accelerator.load_state(checkpoint)
-        elif self.checkpoints.list():
-            logger.warning(
-                f"{self.output_dir} has checkpoints of another run, up to {self.checkpoints.list()[-1].name}, which"
-                " --resume_from_checkpoint latest would go on from."
-            )
+            self.best = read_best(self.output_dir, self.global_step)
         self.tracking.start(self.global_step)
 
+        transform = self.transform
         images = "a stream of images" if self.num_images is None else f"{self.num_images:,} images"
         size = f"{transform.channels} x {args.resolution} x {args.resolution}"
         logger.info(
             f"Training {self.num_parameters:,} parameters on {images} of {size}"
-            f" ({'grey' if transform.channels == 1 else 'colour'}) for {self.max_train_steps:,} steps of {self.total_batch_size} images, seed {self.seed}"
+            f" ({'grayscale' if transform.channels == 1 else 'color'}) for {self.max_train_steps:,} steps of"
+            f" {self.total_batch_size} images, seed {self.seed}"
         )
-        if 2 * args.lr_warmup_steps > self.max_train_steps:
-            logger.warning(
-                f"--lr_warmup_steps is {args.lr_warmup_steps}, more than half of the {self.max_train_steps} steps: the"
-                " learning rate is low for most of the run. Give fewer."
-            )
-        return self.model
 
     def _settings(self, model: ModelMixin) -> dict:
         """What has to be the same when the run is resumed."""
@@ -223,33 +215,29 @@ class TrainingRun(ResultsMixin):
         return settings
 
     def state_dict(self) -> dict:
-        """How far the run is, for its checkpoints."""
+        """The progress of the run, for its checkpoints."""
         return {
             "global_step": self.global_step,
             "position": self._position,
             "seed": self.seed,
-            "best": self.best,
             "bad_images": self.bad_images,
             "bad_image_names": sorted(self._bad_image_names),
-            "pictured_step": self._pictured_step,
             "tracker_ids": self.tracking.ids,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.global_step, self._position, self.seed = state["global_step"], tuple(state["position"]), state["seed"]
-        self.best, self.bad_images, self._pictured_step = state["best"], state["bad_images"], state["pictured_step"]
-        self._bad_image_names = set(state["bad_image_names"])
+        self.bad_images, self._bad_image_names = state["bad_images"], set(state["bad_image_names"])
         self.tracking.ids = state["tracker_ids"]
 
     # ----------------------------------------------------------------------------------------------------------- the loop
-    def __iter__(self) -> Iterator[dict]:
+    def batches(self) -> Iterator[dict]:
         """
         Batches on the device until `max_train_steps`, each with `generators`, one for the noise of each example.
 
-        Between them happens what belongs to the end of a step. A SIGTERM or Ctrl-C ends the run after the step that is
-        under way: it saves a checkpoint and exits with 128 and the number of the signal. After the last step it is
-        [`~TrainingRun.finish`] that does so, when the result is there. A second one, some seconds later, ends the run at
-        once.
+        From the first batch to [`~TrainingRun.finish`], a SIGTERM or Ctrl-C is only noted. The next
+        [`~TrainingRun.save_checkpoint`] then ends the run, or `finish` after the last step. A second signal, some seconds
+        later, ends the process at once.
         """
         args, accelerator = self.args, self.accelerator
         batches = TrainingBatches(
@@ -263,95 +251,94 @@ class TrainingRun(ResultsMixin):
             shuffle_buffer_size=args.shuffle_buffer_size,
         )
         self._batches = BatchLoader(batches, accelerator.device, args.dataloader_num_workers)
-        progress_bar = tqdm(
+        self._seconds = []
+        self._progress_bar = tqdm(
             total=self.max_train_steps,
             initial=self.global_step,
             disable=not accelerator.is_local_main_process,
             unit="step",
             smoothing=0.05,
         )
+        self.model.train()
         with ExitStack() as signals:
             signals.enter_context(self._stop_signal)
-            with progress_bar as self._progress_bar:
+            with self._progress_bar:
                 if self.global_step < self.max_train_steps:
-                    yield from self._steps()
+                    yield from self._until_last_step()
                 else:
-                    logger.info(f"No step is left to do after {self.global_step:,}: the result is saved again")
+                    logger.info(f"All {self.global_step:,} steps are done: saving the result again")
             self._until_finished = signals.pop_all()  # a signal is noted until the result is there
         if self.bad_images:
             logger.info(f"Skipped bad images: {len(self._bad_image_names):,}, drawn {self.bad_images:,} times")
 
-    def _steps(self) -> Iterator[dict]:
+    def _until_last_step(self) -> Iterator[dict]:
         self._begin_step()
         for batch in self._batches:
             if self._batches.failure is not None and self.sharding == "DEEPSPEED":
                 raise self._batches.failure  # its update comes with the gradient, too soon to drop the step
             yield batch
-            if self.step_ended:
-                self._end_step()
+            if self.accelerator.sync_gradients:
                 if self.global_step >= self.max_train_steps:
                     return
                 self._begin_step()
 
-    def accumulate(self):
-        """The context of [`~TrainingRun.optimize`] and of what is differentiated, for several batches to a step."""
-        return self.accelerator.accumulate(self.model)
-
-    @property
-    def step_ended(self) -> bool:
-        """Whether the last call of [`~TrainingRun.optimize`] ended a step, so that `global_step` has moved."""
-        return self.accelerator.sync_gradients
-
-    def is_due(self, every: int | None) -> bool:
-        """Whether a step just ended whose number is a multiple of `every`; never for `None`."""
-        return every is not None and self.step_ended and self.global_step % every == 0
-
-    def optimize(self, loss: torch.Tensor, parts: dict[str, torch.Tensor] | None = None) -> None:
-        """
-        Differentiate a loss and, with the last batch of a step, update the weights.
-
-        Args:
-            loss (`torch.Tensor`): 0-d.
-            parts (`dict` of 0-d `torch.Tensor`, *optional*): What else to log, averaged like the loss.
-
-        Raises:
-            FloatingPointError: the loss or its gradient is not finite and no loss scaler is there to cope with it. The
-                weights are as they were before; the state is saved in `nonfinite-{step}`.
-            RuntimeError: a process could not load a batch. The state before this step is saved as a checkpoint.
-        """
-        accelerator, batches = self.accelerator, self._batches
-        accelerator.backward(loss)
-        self._record.add({"loss": loss, **(parts or {})})
-        if accelerator.sync_gradients:
-            norm = accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-            new = {name: message for name, message in batches.bad_images if name not in self._bad_image_names}
-            counts = [batches.failure is not None, self._stop_signal.number or 0, len(batches.bad_images), len(new)]
-            self._logs, (failed, stop, num_bad, num_new) = self._record.reduce(
-                accelerator, self.accumulation_steps, norm, counts
-            )
-            if failed:
-                self._stop_at_failed_load()
-            if not all(map(math.isfinite, self._logs.values())) and not self.scales_loss:
-                self._stop_at_nonfinite()
-            self._stop = stop > 0
-            self.bad_images += int(num_bad)
-            if num_new:
-                self._name_bad_images(new)
-        self.optimizer.step()
-        if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped:
-            self.lr_scheduler.step()
-            if self.ema is not None:
-                self.ema.step(self.model.parameters())
-        self.optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            self.global_step += 1
-            self._position = batches.position
-            self._record.end()  # without what is drawn and evaluated after the step
-
     def _begin_step(self) -> None:
-        self.model.train()
         self._batches.begin_step()
         self._record = StepRecord()
+
+    def record(self, **losses: torch.Tensor) -> None:
+        """Note the losses of a batch, 0-d; their means over the step and the processes are logged."""
+        self._record.add(losses)
+
+    def check_step(self, grad_norm: torch.Tensor | float) -> None:
+        """
+        Make sure that a step may be taken. Call this after the gradients are clipped and before the optimizer steps.
+
+        Args:
+            grad_norm (`torch.Tensor` or `float`): What [`~accelerate.Accelerator.clip_grad_norm_`] returned.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite, and there is no loss scaler, which would skip the
+                step. The state before this step is saved in `nonfinite-{step}`.
+            RuntimeError: a process could not load a batch. The state before this step is saved as a checkpoint.
+        """
+        batches = self._batches
+        new = {name: message for name, message in batches.bad_images if name not in self._bad_image_names}
+        counts = [batches.failure is not None, self._stop_signal.number or 0, len(batches.bad_images), len(new)]
+        self._logs, (failed, stop, num_bad, num_new) = self._record.reduce(
+            self.accelerator, self.accumulation_steps, grad_norm, counts
+        )
+        if failed:
+            self._stop_at_failed_load()
+        if not all(map(math.isfinite, self._logs.values())) and not self.scales_loss:
+            self._stop_at_nonfinite()
+        self._stop = stop > 0
+        self.bad_images += int(num_bad)
+        if num_new:
+            self._name_bad_images(new)
+
+    def end_step(self, **logs: float) -> None:
+        """Count a step and log it: the losses, the norm of the gradient, the speed, and `logs`."""
+        self.global_step += 1
+        self._position = self._batches.position
+        self._record.end()
+        self._estimate_time()
+        logs = self._logs | logs | {"images_per_second": self.total_batch_size / self._record.seconds}
+        if self.accelerator.optimizer_step_was_skipped:
+            logs["skipped"] = 1.0  # by the loss scaler, as the gradient is not finite
+        if self.bad_images:
+            logs["bad_images"] = self.bad_images
+        self.tracking.log(logs, self.global_step)
+        self._progress_bar.update(1)
+        self._progress_bar.set_postfix(loss=f"{logs['loss']:.4f}", images_per_s=f"{logs['images_per_second']:.0f}")
+
+    def _estimate_time(self) -> None:
+        """Tell once how long the run takes."""
+        self._seconds.append(self._record.seconds)
+        if len(self._seconds) == TIMED_STEPS[1]:
+            seconds = sum(self._seconds[TIMED_STEPS[0] :]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+            left = round(seconds * (self.max_train_steps - self.global_step) / 60)
+            logger.info(f"A step takes {seconds:.3g} s; the other steps take about {left // 60} h {left % 60} min.")
 
     def _name_bad_images(self, new: dict[str, str]) -> None:
         """Tell of images that were not skipped before, on whichever process. Every process knows of all of them."""
@@ -360,45 +347,36 @@ class TrainingRun(ResultsMixin):
             logger.warning(f"Skipped: {message}")
         self._bad_image_names |= new.keys()
 
-    def _end_step(self) -> None:
-        """After what the script did at the end of a step: log, save, stop."""
-        args, accelerator = self.args, self.accelerator
-        logs = self._logs | {
-            "lr": self.lr_scheduler.get_last_lr()[0],
-            "images_per_second": self.total_batch_size / self._record.seconds,
-        }
-        if accelerator.optimizer_step_was_skipped:
-            logs["skipped"] = 1.0  # by the loss scaler, which found the gradient not finite
-        if self.bad_images:
-            logs["bad_images"] = self.bad_images
-        self.tracking.log(logs, self.global_step)
-        self._progress_bar.update(1)
-        self._progress_bar.set_postfix(
-            loss=f"{logs['loss']:.4f}", lr=f"{logs['lr']:.1e}", images_per_s=f"{logs['images_per_second']:.0f}"
-        )
+    def is_due(self, every: int | None) -> bool:
+        """Whether the number of the step that just ended is a multiple of `every`; never for `None`."""
+        return every is not None and self.global_step % every == 0
+
+    @property
+    def should_save(self) -> bool:
+        """Whether a checkpoint is due: every `--checkpointing_steps`, after the last step, and when a signal came."""
+        return self._stop or self.is_due(self.args.checkpointing_steps) or self.global_step >= self.max_train_steps
+
+    def save_checkpoint(self) -> None:
+        """Save a checkpoint. If a signal came before the last step, end the trackers and exit with 128 + its number."""
+        path = self.checkpoints.save(self.accelerator, f"{PREFIX}{self.global_step}")
+        if path is not None:
+            self.tracking.restart(self.global_step)  # there is room on the disk again
         if self._stop:
-            self._stop_at_signal()
-        if self.global_step % args.checkpointing_steps == 0 or self.global_step >= self.max_train_steps:
-            if self.checkpoints.save(accelerator, f"{PREFIX}{self.global_step}") is not None:
-                self.tracking.restart(self.global_step)  # there is room on the disk again
+            signals = self._gather([self._stop_signal.number])
+            self._progress_bar.close()
+            if path is not None:
+                logger.warning(f"Saved {path}; --resume_from_checkpoint latest continues from there")
+            self.tracking.end(self.global_step)
+            sys.exit(128 + next(number for number in signals if number is not None))
 
     # ------------------------------------------------------------------------------------------------------ its early ends
-    def _stop_at_signal(self) -> None:
-        path = self.checkpoints.save(self.accelerator, f"{PREFIX}{self.global_step}")
-        signals = self._gather([self._stop_signal.number])
-        self._progress_bar.close()
-        if path is not None:
-            logger.warning(f"Saved {path}; --resume_from_checkpoint latest goes on from there")
-        self.tracking.end(self.global_step)
-        sys.exit(128 + next(number for number in signals if number is not None))
-
     def _stop_at_nonfinite(self) -> None:
         """Save the state as it was before this step, and say what was seen in it."""
         self._record.restore_random_state()
         examples = self._gather(self._batches.examples)
         step, name = self.global_step + 1, f"nonfinite-{self.global_step + 1}"
         path = self.checkpoints.save(self.accelerator, name)
-        saved = f" --resume_from_checkpoint {name} does this step again." if path is not None else ""
+        saved = f" --resume_from_checkpoint {name} repeats this step." if path is not None else ""
         values = ", ".join(f"{key} {value:g}" for key, value in self._logs.items())
         raise FloatingPointError(
             f"Step {step} is not finite: {values}. Its images are {_listing(examples)} as (epoch, row). The weights are as"
@@ -414,44 +392,145 @@ class TrainingRun(ResultsMixin):
         self._progress_bar.close()
         message = next(message for message in messages if message is not None)
         if path is not None:
-            message += f" Saved {path}; --resume_from_checkpoint latest goes on from there."
+            message += f" Saved {path}; --resume_from_checkpoint latest continues from there."
         raise RuntimeError(message) from failure
 
     def _gather(self, items: list) -> list:
-        """The items of all processes. Every process has to call this."""
+        """The items of all processes."""
         return items if self.accelerator.num_processes == 1 else gather_object(items)
 
     # ------------------------------------------------------------------------------------------------------------- results
     def trained_model(self) -> ModelMixin:
-        """
-        A copy of the model with the averaged weights, or the weights themselves without an average, in float32. Every
-        process has to call this.
-        """
+        """A copy of the model in float32, with the averaged weights if there is an average."""
         model = self.accelerator.unwrap_model(self.model)
         with torch.random.fork_rng(devices=[]):  # whatever is drawn here must not change the run
             copy = type(model).from_config(model.config)
         weights = self.model.parameters() if self.ema is None else self.ema.shadow_params
-        for parameter, weight in zip(copy.parameters(), whole(weights), strict=True):
+        for parameter, weight in zip(copy.parameters(), full_tensors(weights), strict=True):
             parameter.data.copy_(weight)
         return copy.to(self.accelerator.device).eval()
 
-    def finish(self, pipeline: DiffusionPipeline | ModelMixin, settings: dict) -> None:
+    def show_progress(self, make_result: Callable[[], DiffusionPipeline | ModelMixin], settings: dict) -> None:
         """
-        Save the result, upload it if that is asked for, and end the trackers. Every process calls this. If a signal came
-        after the last step, the process then exits with 128 and its number.
+        Draw samples and upload the result so far, where `--save_images_steps` (or epochs) and `--push_every_checkpoint` ask
+        for it after this step. A failure is logged and does not end the run.
 
         Args:
-            pipeline ([`~diffusers.DiffusionPipeline`]): The result, with [`~TrainingRun.trained_model`].
-            settings (`dict`): What the model card lists besides the settings that all runs have.
+            make_result (`Callable`): Returns the result so far, with [`~TrainingRun.trained_model`].
+            settings (`dict`): Rows of the model card, besides those that all runs have.
         """
+        args = self.args
+        draws = self.is_due(self.save_images_steps)
+        uploads = args.push_every_checkpoint and self.is_due(args.checkpointing_steps)
+        if not (draws or uploads):
+            return
+        result = make_result()
+        if draws and self.accelerator.is_main_process:
+            with tolerating_failures("drawing samples", self.global_step):
+                self._log_images(self.sample_grid(result, args.eval_batch_size, args.num_inference_steps))
+        if uploads and self.accelerator.is_main_process:
+            with tolerating_failures("the upload", self.global_step):
+                with self.uploader.snapshot(f"Step {self.global_step}") as folder:
+                    self._save(result, folder, settings)
+
+    def evaluate(self, make_result: Callable[[], DiffusionPipeline], distance: Callable, name: str = "fid") -> None:
+        """
+        Log a distance of the result so far, and keep the result in `best/` if it is the smallest so far. A failure is logged
+        and does not end the run, unless there are several processes, which would wait for each other.
+
+        Args:
+            make_result (`Callable`): Returns the result so far, with [`~TrainingRun.trained_model`].
+            distance (`Callable`): From the result to its distance on the main process; every process calls it.
+            name (`str`): The name of the distance in the log.
+        """
+        result, value = make_result(), None
+        with ExitStack() as stack:
+            if self.accelerator.num_processes == 1:
+                stack.enter_context(tolerating_failures("the evaluation", self.global_step))
+            value = distance(result)
+        if value is None or not self.accelerator.is_main_process:
+            return
+        self.tracking.log({name: value}, self.global_step)
+        logger.info(f"Step {self.global_step}: {name} {value:.4g}, best so far {min(value, self.best):.4g}")
+        if value < self.best:
+            with tolerating_failures("keeping the best", self.global_step):
+                keep_best(self.output_dir, result, self.global_step, value)
+                self.best = value
+
+    def _log_images(self, grid) -> None:
+        """Save a grid of samples in `samples/` and send it to the tracker."""
+        path = self._samples_path
+        path.parent.mkdir(exist_ok=True)
+        grid.save(path)
+        self.tracking.log_image("samples", grid, path, self.global_step)
+
+    @property
+    def _samples_path(self) -> Path:
+        return self.output_dir / "samples" / f"step-{self.global_step:07d}.png"
+
+    def _save(self, result: DiffusionPipeline | ModelMixin, folder: Path, settings: dict):
+        """Save a result with its samples and its model card; returns the samples, or `None` if drawing them failed."""
+        args = self.args
+        named = args.dataset_name and not Path(args.dataset_name).exists()
+        return save_with_card(
+            result,
+            folder,
+            lambda loaded: self.sample_grid(loaded, args.eval_batch_size, args.num_inference_steps),
+            repo_id=self.uploader.repo_id if self.uploader is not None else str(self.output_dir),
+            license=args.license,
+            datasets=args.dataset_name if named else None,
+            training_command=_command(self.name, self.seed, args.hub_token),
+            settings={
+                "parameters": self.num_parameters,
+                "steps": self.global_step,
+                "batch size": self.total_batch_size,
+                "learning rate": args.learning_rate,
+                "seed": self.seed,
+                **settings,
+            },
+            **self.card,
+        )
+
+    def finish(self, result: DiffusionPipeline | ModelMixin, settings: dict) -> None:
+        """
+        Save the result, upload it with `--push_to_hub`, and end the tracker. Then exit with 1 if that upload failed, or
+        with 128 + the number of a signal that came after the last step.
+
+        Args:
+            result ([`~diffusers.DiffusionPipeline`] or a model): The result, with [`~TrainingRun.trained_model`].
+            settings (`dict`): Rows of the model card, besides those that all runs have.
+        """
+        args, uploaded = self.args, True
         with self._until_finished:
             if self.accelerator.is_main_process:
-                self.save_result(pipeline, settings)
+                grid = self._save(result, self.output_dir, settings)
+                logger.info(f"Saved the result in {self.output_dir}")
+                if grid is not None and not self._samples_path.exists():  # not drawn after the last step
+                    with tolerating_failures("saving samples", self.global_step):
+                        self._log_images(grid)
+            if self.uploader is not None:
+                logger.info(f"Uploading {self.output_dir} to {self.uploader.repo_id}")
+                ignored = [*TRAINING_FILES, f"{args.logging_dir}/*"]
+                self.uploader.upload(self.output_dir, f"Trained for {self.global_step} steps", ignored)
+                uploaded = self.uploader.close()
             self.tracking.end(self.global_step)
-        if self._stop_signal.number is not None:
-            sys.exit(128 + self._stop_signal.number)
+        if not uploaded:
+            logger.error(f"The result is in {self.output_dir}; push_to_hub of its pipeline uploads it later")
+        if self._stop_signal.number is not None or not uploaded:
+            sys.exit(128 + self._stop_signal.number if self._stop_signal.number is not None else 1)
 
 
 def _listing(items: list, most: int = 64) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more
+
+
+def _command(script: str, seed: int, secret: str | None) -> str:
+    """The command that does this run again: from its beginning, with its seed, without what is secret."""
+    parser = ArgumentParser(add_help=False)
+    for option in ("--resume_from_checkpoint", "--seed"):
+        parser.add_argument(option)
+    _, words = parser.parse_known_args()
+    if secret is not None:
+        words = [word.replace(secret, "...") for word in words]
+    return shlex.join(["accelerate", "launch", f"examples/{script}.py", *words, "--seed", str(seed)])

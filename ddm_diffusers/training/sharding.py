@@ -49,7 +49,7 @@ def configure_sharding(accelerator: Accelerator, args: Namespace) -> str:
     return accelerator.distributed_type.value
 
 
-def whole(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+def full_tensors(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
     """
     Tensors of which each process may have only a part, one whole one after the other, as a device may have no room for
     all of them. Every process has to call this.
@@ -82,7 +82,7 @@ class WeightAverage(EMAModel):
 
     def _save(self, models: list, weights: list, folder: str | Path) -> None:
         is_main_process = self.accelerator.is_main_process
-        averages = [average.cpu() if is_main_process else None for average in whole(self.shadow_params)]
+        averages = [average.cpu() if is_main_process else None for average in full_tensors(self.shadow_params)]
         if is_main_process:
             torch.save({**self.state_dict(), "shadow_params": averages}, Path(folder, FILE_NAME))
 

@@ -16,12 +16,13 @@ logger = get_logger(__name__, log_level="INFO")
 
 
 @contextmanager
-def tolerating_failures(of: str, step: int) -> Iterator[None]:
-    """For what only shows how a run goes, which must not end it, on a full disk say."""
+def tolerating_failures(of: str, step: int | None = None) -> Iterator[None]:
+    """A context that logs errors, for everything that only shows how a run goes and so must not end it."""
     try:
         yield
     except Exception as error:
-        logger.error(f"Step {step}: {of} failed, the run goes on. {type(error).__name__}: {error}")
+        where = "" if step is None else f"Step {step}: "
+        logger.error(f"{where}{of} failed, the run goes on. {type(error).__name__}: {error}")
 
 
 class Tracking:

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 
-from ..model_card import SAMPLES_NAME, write_model_card
+from ..model_card import CARD_NAME, SAMPLES_NAME, write_model_card
 from .checkpoints import replace_contents
 from .tracking import tolerating_failures
 
@@ -36,7 +36,12 @@ def save_with_card(
     Returns:
         `PIL.Image.Image` or `None`: the samples, or `None` if drawing them failed.
     """
-    replace_contents(folder, result.save_pretrained)
+
+    def write(new):
+        result.save_pretrained(new)
+        (new / CARD_NAME).unlink(missing_ok=True)  # a short one, in the place of a card that somebody may have edited
+
+    replace_contents(folder, write)
     grid = None
     (folder / SAMPLES_NAME).unlink(missing_ok=True)  # those of an earlier result
     with tolerating_failures("drawing the samples of the model card"):

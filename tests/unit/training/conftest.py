@@ -6,11 +6,13 @@ import signal
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 
 from ddm_diffusers import DDMPipeline, DDMScheduler
 from ddm_diffusers.training import (
     ImageTransform,
     TrainingRun,
+    WeightAverage,
     add_data_arguments,
     add_training_arguments,
     ddm_loss,
@@ -50,11 +52,23 @@ def make_run(tmp_path):
 
 @pytest.fixture
 def prepared(make_run, tiny_unet):
-    """`prepared(...)` makes a run as `make_run` does, with a model; the steps have no dropout."""
+    """`prepared(...)` makes a run as `make_run` does and starts it, with a model; the steps have no dropout."""
 
     def make(*options) -> TrainingRun:
         run = make_run(*options)
-        run.prepare(tiny_unet(in_channels=1), ImageTransform(load_digits_dataset().select(range(8)), 8))
+        args = run.args
+        run.set_data(ImageTransform(load_digits_dataset().select(range(8)), 8))
+        model = tiny_unet(in_channels=1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, betas=(0.95, 0.999))
+        lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=run.max_train_steps,
+        )
+        model, run.optimizer, run.lr_scheduler = run.accelerator.prepare(model, optimizer, lr_scheduler)
+        ema = WeightAverage(run.accelerator, model.parameters()) if args.use_ema else None
+        run.start(model, ema)
         return run
 
     return make
@@ -65,18 +79,30 @@ def train():
     """`train(run)` goes through the steps of a run; `train(run, stop)` calls `stop(run)` after each batch."""
 
     def train(run, after_batch=lambda run: None, factor=1.0):
-        scheduler = DDMScheduler()
-        for batch in run:
+        scheduler, accelerator = DDMScheduler(), run.accelerator
+        for batch in run.batches():
             clean = batch["pixel_values"]
             noise = torch.stack(
                 [torch.randn(each.shape, generator=g) for each, g in zip(clean, batch["generators"], strict=True)]
             )
             timesteps = torch.full((len(clean),), 500.0)
-            with run.accumulate():
+            with accelerator.accumulate(run.model):
                 output = run.model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample
                 loss = ddm_loss(scheduler, output, clean, noise, timesteps)
-                run.optimize(loss * factor, {"part": loss / 2})
+                accelerator.backward(loss * factor)
+                run.record(loss=loss * factor, part=loss / 2)
+                if accelerator.sync_gradients:
+                    run.check_step(accelerator.clip_grad_norm_(run.model.parameters(), run.args.max_grad_norm))
+                run.optimizer.step()
+                run.lr_scheduler.step()
+                run.optimizer.zero_grad()
+            if accelerator.sync_gradients:
+                if run.ema is not None:
+                    run.ema.step(run.model.parameters())
+                run.end_step(lr=run.lr_scheduler.get_last_lr()[0])
             after_batch(run)
+            if accelerator.sync_gradients and run.should_save:
+                run.save_checkpoint()
 
     return train
 

@@ -17,6 +17,7 @@ from processes import fork, until
 from safetensors.torch import load_file
 
 from ddm_diffusers.training import Checkpoints, replace_contents
+from ddm_diffusers.training.checkpoints import refuse_used_folder
 
 
 SETTINGS = {"resolution": 8, "model": {"channels": (8, 16), "dropout": 0.5}, "flip": None}
@@ -122,7 +123,7 @@ def test_the_newest_are_kept(tmp_path):
 
 
 def test_the_one_that_was_just_saved_is_not_deleted(tmp_path):
-    # a run that begins anew in the folder of a longer one
+    # a run that is resumed from before a later checkpoint
     Saver(tmp_path).save(300)
     saver = Saver(tmp_path, total_limit=1)
     assert saver.save(100).is_dir()
@@ -165,8 +166,42 @@ def test_finding(tmp_path, rejects):
     assert checkpoints.find("checkpoint-9/") == tmp_path / "checkpoint-9"
     assert checkpoints.find("nonfinite-12") == tmp_path / "nonfinite-12"
     for name in ("checkpoint-11", "checkpoint-11.tmp", "8"):
-        with rejects(repr(name), "has only ['checkpoint-9', 'checkpoint-10']"):
+        with rejects(repr(name), "has ['checkpoint-9', 'checkpoint-10']"):
             checkpoints.find(name)
+
+
+def test_a_path_elsewhere(tmp_path):
+    saver = Saver(tmp_path / "a")
+    saver.save(3)
+    there = Checkpoints(tmp_path / "b", SETTINGS)
+    assert there.find(str(tmp_path / "a" / "checkpoint-3")) == tmp_path / "a" / "checkpoint-3"
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, rejects):
+    a, b, new = (tmp_path / name for name in ("a", "b", "new"))
+    for folder, number in ((a, 3), (b, 20)):
+        Saver(folder).save(number)
+    for resume in (None, "latest", "checkpoint-3", str(a / "checkpoint-3")):
+        refuse_used_folder(new, resume)
+    for resume in ("latest", "checkpoint-3", "checkpoint-3/", str(a / "checkpoint-3")):
+        refuse_used_folder(a, resume)
+    for resume in (None, str(a / "checkpoint-3")):
+        with rejects(f"{str(b)!r}", "up to checkpoint-20", "latest continues it", "another --output_dir"):
+            refuse_used_folder(b, resume)
+    for name in ("config.json", "model_index.json"):  # a model, and a pipeline
+        (tmp_path / name).write_text("{}")
+        with rejects("a trained model", "another --output_dir"):
+            refuse_used_folder(tmp_path, None)
+        (tmp_path / name).unlink()
+
+
+def test_the_limit_spares_checkpoints_that_are_yet_to_be_replaced(tmp_path):
+    saver = Saver(tmp_path, total_limit=2)
+    for number in (5, 20):
+        saver.save(number)
+    for number in (6, 7):  # resumed from 5
+        saver.save(number)
+    assert [path.name for path in saver.checkpoints.list()] == ["checkpoint-6", "checkpoint-7", "checkpoint-20"]
 
 
 def test_other_settings_are_refused_with_a_list_of_all_differences(tmp_path, rejects):

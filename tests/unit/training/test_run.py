@@ -24,7 +24,7 @@ def test_steps_epochs_and_batches(prepared, train):
     run = prepared("--num_epochs", 3, "--gradient_accumulation_steps", 2)
     assert (run.steps_per_epoch, run.max_train_steps, run.total_batch_size) == (1, 3, 8)
     ended = []
-    train(run, lambda run: ended.append((run.step_ended, run.global_step)))
+    train(run, lambda run: ended.append((run.accelerator.sync_gradients, run.global_step)))
     assert ended == [(False, 0), (True, 1), (False, 1), (True, 2), (False, 2), (True, 3)]
 
 
@@ -32,14 +32,21 @@ def test_what_is_due(prepared, train):
     run = prepared("--max_train_steps", 4, "--gradient_accumulation_steps", 2)
     due = []
     train(run, lambda run: due.append((run.global_step, run.is_due(2), run.is_due(None))))
-    assert [step for step, is_due, _ in due if is_due] == [2, 4]
+    assert sorted({step for step, is_due, _ in due if is_due}) == [0, 2, 4]
     assert not any(never for _, _, never in due)
+
+
+def test_when_a_checkpoint_is_due(prepared, train):
+    run = prepared("--max_train_steps", 5, "--checkpointing_steps", 2)
+    due = []
+    train(run, lambda run: due.append(run.should_save))
+    assert due == [False, True, False, True, True]
 
 
 def test_the_losses_are_logged_as_means(prepared, train):
     run = prepared("--max_train_steps", 2, "--gradient_accumulation_steps", 2)
     seen = []
-    train(run, lambda run: seen.append(run._logs) if run.step_ended else None)
+    train(run, lambda run: seen.append(run._logs) if run.accelerator.sync_gradients else None)
     for logs in seen:
         assert logs["part"] == pytest.approx(logs["loss"] / 2, rel=1e-6) and logs["grad_norm"] > 0
     assert seen[0]["loss"] != seen[1]["loss"]
@@ -70,8 +77,8 @@ def test_a_checkpoint_brings_everything_back(prepared, train):
 
 def test_the_state_of_a_run_goes_into_its_checkpoints(make_run):
     run, other = make_run(), make_run()
-    run.global_step, run._position, run.best, run.bad_images = 7, (1, 4), 2.5, 3
-    run._bad_image_names, run._pictured_step, run.tracking.ids = {"b.png", "a.png"}, 5, {"wandb": "x"}
+    run.global_step, run._position, run.bad_images = 7, (1, 4), 3
+    run._bad_image_names, run.tracking.ids = {"b.png", "a.png"}, {"wandb": "x"}
     other.load_state_dict(run.state_dict())
     assert other.state_dict() == run.state_dict()
     assert (other.global_step, other._position, other._bad_image_names) == (7, (1, 4), {"a.png", "b.png"})
@@ -151,8 +158,3 @@ def test_a_signal_after_the_last_step_waits_for_the_result(prepared, train, pipe
         run.finish(pipeline_of(run), {})
     assert ended.value.code == 128 + signal.SIGINT and (tmp_path / "out" / "README.md").is_file()
     assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_a_warm_up_of_most_of_the_run_is_told(prepared, caplog):
-    prepared("--max_train_steps", 5, "--lr_warmup_steps", 3)
-    assert "--lr_warmup_steps is 3, more than half of the 5 steps" in caplog.text

@@ -1,5 +1,5 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The average of the weights, whole and as shares of a process, and how FSDP and DeepSpeed are set up."""
+"""The average of the weights, in full and as shares of a process, and how FSDP and DeepSpeed are set up."""
 
 from argparse import Namespace
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from processes import fork
 from stock_parts import draw
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
-from ddm_diffusers.training.sharding import WeightAverage, configure_sharding, whole
+from ddm_diffusers.training.sharding import WeightAverage, configure_sharding, full_tensors
 
 
 ARGS = Namespace(max_grad_norm=0.5, train_batch_size=6)
@@ -85,9 +85,9 @@ def test_the_average_is_saved_and_loaded_with_the_accelerator(tmp_path):
     assert {weight.dtype for weight in again.shadow_params} == {torch.float32}
 
 
-def test_whole_tensors_have_no_gradient():
+def test_full_tensors_have_no_gradient():
     weight = torch.nn.Parameter(torch.ones(2))
-    (tensor,) = whole([weight])
+    (tensor,) = full_tensors([weight])
     assert torch.equal(tensor, weight) and not tensor.requires_grad
 
 

@@ -74,7 +74,7 @@ PARTS = {
     "clip the gradient": (Accelerator, "clip_grad_norm_"),
     "optimizer": (torch.optim.AdamW, "step"),
     "average of the weights": (EMAModel, "step"),
-    "logs and progress bar": (TrainingRun, "_end_step"),
+    "logs and progress bar": (TrainingRun, "end_step"),
 }
 
 
@@ -117,8 +117,8 @@ def train_ours(args, turns):
     """The script itself, whose loop gets its batches in turns."""
 
     class Run(TrainingRun):
-        def __iter__(self):
-            return turns(super().__iter__())
+        def batches(self):
+            return turns(super().batches())
 
     train_ddm.TrainingRun = Run
     train_ddm.main(train_ddm_options(args))

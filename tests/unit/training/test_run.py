@@ -84,10 +84,55 @@ def test_the_state_of_a_run_goes_into_its_checkpoints(make_run):
     assert (other.global_step, other._position, other._bad_image_names) == (7, (1, 4), {"a.png", "b.png"})
 
 
-def test_other_settings_are_refused_when_a_run_is_resumed(prepared, train):
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_other_settings_are_refused_and_nothing_is_touched(prepared, train, tmp_path):
+    train(prepared("--max_train_steps", 1, "--logger", "tensorboard"))
+    before = contents(tmp_path / "out")
+    with pytest.raises(
+        ValueError, match="learning_rate: 0.0001 there, 0.5 now.*total_batch_size: 4 there, 2 now"
+    ) as raised:
+        other = ["--learning_rate", 0.5, "--train_batch_size", 2]
+        prepared("--max_train_steps", 1, "--resume_from_checkpoint", "latest", "--logger", "tensorboard", *other)
+    assert "resolution" not in str(raised.value) and contents(tmp_path / "out") == before
+
+
+def test_settings_that_do_not_matter_may_differ(prepared, train):
+    train(prepared("--max_train_steps", 2, "--checkpointing_steps", 1))
+    other = ["--gradient_accumulation_steps", 2, "--train_batch_size", 2, "--eval_batch_size", 1]
+    other += ["--checkpoints_total_limit", 1, "--checkpointing_steps", 1000]
+    run = prepared("--max_train_steps", 2, "--resume_from_checkpoint", "checkpoint-1", *other)
+    train(run)
+    assert [path.name for path in run.checkpoints.list()] == ["checkpoint-2"]  # the last step is always saved
+
+
+def test_an_example_weighs_as_much_in_an_accumulated_step(prepared, train, tmp_path):
+    losses = []
+    for options in ([], ["--train_batch_size", 2, "--gradient_accumulation_steps", 2]):
+        run = prepared("--max_train_steps", 3, "--output_dir", tmp_path / str(len(losses)), *options)
+        losses.append([])
+        train(run, lambda run: losses[-1].append(run._logs) if run.accelerator.sync_gradients else None)
+    for one, accumulated in zip(*losses, strict=True):
+        assert accumulated == pytest.approx(one, rel=1e-4)
+
+
+def test_a_folder_of_another_run_is_refused(prepared, train, make_run):
     train(prepared("--max_train_steps", 1))
-    with pytest.raises(ValueError, match="learning_rate: 0.0001 there, 0.5 now"):
-        prepared("--max_train_steps", 1, "--resume_from_checkpoint", "latest", "--learning_rate", 0.5)
+    with pytest.raises(ValueError, match="up to checkpoint-1. --resume_from_checkpoint latest continues it"):
+        make_run()
+
+
+def test_a_run_continues_in_another_folder(prepared, train, tmp_path):
+    whole = prepared("--max_train_steps", 4, "--checkpointing_steps", 2)
+    train(whole)
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    before = contents(tmp_path / "out")
+    again = prepared("--max_train_steps", 4, "--resume_from_checkpoint", checkpoint, "--output_dir", tmp_path / "b")
+    train(again)
+    assert same(weights(again), weights(whole)) and contents(tmp_path / "out") == before
+    assert (tmp_path / "b" / "checkpoint-4" / "model.safetensors").is_file()
 
 
 def test_a_constant_learning_rate_can_go_on_for_longer(prepared, train):

@@ -330,7 +330,8 @@ class TrainingRun:
             logs["bad_images"] = self.bad_images
         self.tracking.log(logs, self.global_step)
         self._progress_bar.update(1)
-        self._progress_bar.set_postfix(loss=f"{logs['loss']:.4f}", images_per_s=f"{logs['images_per_second']:.0f}")
+        shown = {"loss": ".4f", "lr": ".1e", "images_per_second": ".0f"}
+        self._progress_bar.set_postfix({name: format(logs[name], spec) for name, spec in shown.items() if name in logs})
 
     def _estimate_time(self) -> None:
         """Tell once how long the run takes."""

@@ -20,7 +20,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_scheduler
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ddm_diffusers import DDMScheduler
 from ddm_diffusers.model_card import framed_grid
@@ -39,6 +38,7 @@ from ddm_diffusers.training import (
     ddm_loss,
     load_image_dataset,
     load_perceptual_loss,
+    load_text_encoder,
     load_text_space,
     sample_timesteps,
 )
@@ -114,10 +114,7 @@ def main(args):
 
     # The parts that are not trained, and the data
     with accelerator.main_process_first():
-        source = args.pretrained_model_name_or_path
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
-        text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32)
-        text_encoder = text_encoder.to(accelerator.device).eval().requires_grad_(False)
+        tokenizer, text_encoder = load_text_encoder(args, accelerator)
         space = load_text_space(args, accelerator)
         size = space.latent_size(args.resolution)
         dataset = load_image_dataset(

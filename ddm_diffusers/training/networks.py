@@ -8,6 +8,7 @@ Each function takes the parsed options of a script as `args`.
 import argparse
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,10 @@ from .augmentation import NUM_LABELS
 from .data import ImageTransform
 from .latents import CachedLatents, LatentSpace, load_vae
 from .objective import load_lpips
+
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 
 # Without a data set a script trains on scikit-learn's digits, with these defaults.
@@ -288,6 +293,25 @@ def load_latent_space(args: argparse.Namespace, accelerator: Accelerator) -> Lat
     space.latent_size(args.resolution)  # fails before the data are read
     args.image_mode = space.image_mode
     return space
+
+
+def load_text_encoder(args: argparse.Namespace, accelerator: Accelerator) -> tuple["CLIPTokenizer", "CLIPTextModel"]:
+    """
+    The tokenizer of `--pretrained_model_name_or_path`, and its text encoder, frozen, in float32.
+
+    Raises:
+        ImportError: The package transformers is not installed.
+    """
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            'Text to image needs the package transformers: `pip install "ddm-diffusers[text]"`.', name=error.name
+        ) from error
+    source = args.pretrained_model_name_or_path
+    text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", dtype=torch.float32)
+    text_encoder = text_encoder.to(accelerator.device).eval().requires_grad_(False)
+    return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer"), text_encoder
 
 
 def load_text_space(args: argparse.Namespace, accelerator: Accelerator) -> LatentSpace:

@@ -2,6 +2,7 @@
 """Model cards: what a repository tells of the model in it, with a picture of its samples."""
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -109,6 +110,8 @@ def write_model_card(
         parts.append(SAMPLES_LINK)
     usage = (usage or _usage(pipeline)).replace("{repo_id}", repo_id)
     parts += ["## Use", "After `pip install ddm-diffusers`:", f"```python\n{usage}\n```"]
+    if names := getattr(pipeline, "labels", None):
+        parts.append(f"Classes: {_listing([f'{label} {name}' for name, label in names.items()])}.")
     if LIBRARY_NAME in type(pipeline).__module__:
         parts.append(
             "`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it too, with the package installed."
@@ -126,8 +129,11 @@ def write_model_card(
 def _usage(pipeline: DiffusionPipeline) -> str:
     """The code that calls a pipeline of this package."""
     class_name, num_classes = type(pipeline).__name__, pipeline.unet.config.num_class_embeds
-    labels = "" if num_classes is None else f", class_labels=[i % {num_classes} for i in range(16)]"
-    arguments, imports = f"batch_size=16, num_inference_steps=10{labels}", ""
+    arguments, imports = "batch_size=16, num_inference_steps=10", ""
+    if pipeline.labels:
+        arguments = f"class_labels={json.dumps(list(pipeline.labels)[:4], ensure_ascii=False)}, num_inference_steps=10"
+    elif num_classes is not None:
+        arguments += f", class_labels=[i % {num_classes} for i in range(16)]"
     if pipeline.image_arguments:
         opened = ", ".join(f'Image.open("{name}.png")' for name in pipeline.image_arguments)
         arguments, imports = f"{opened}, num_inference_steps=10", "from PIL import Image\n\n"
@@ -149,6 +155,10 @@ def sign_card(body: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _listing(items: list[str], most: int = 100) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _table(rows: list[dict]) -> str:

@@ -114,9 +114,8 @@ def main(args):
     run.set_data(transform)
 
     # Model and process
-    num_classes = None if class_names is None else len(class_names)
     build = build_transformer if args.model_type == "dit" else build_unet
-    unet = build(args, channels, size, num_classes, sigma_data=sigma_data)
+    unet = build(args, channels, size, class_names, sigma_data=sigma_data)
     scheduler = build_scheduler(args, clip_sample=space is None)
     perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data
@@ -155,7 +154,7 @@ def main(args):
         "weighting": args.weighting,
         "times": args.timestep_distribution,
         "noise schedule": args.noise_schedule,
-        "class labels": "none" if class_names is None else dict(enumerate(class_names)),
+        "classes": "none" if class_names is None else len(class_names),
     }
     if space is not None:
         settings["latents"] = (

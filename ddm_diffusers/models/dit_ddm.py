@@ -22,6 +22,9 @@ class DDMDiTTransformer2DModel(DualOutputMixin, DiTTransformer2DModel):
         num_class_embeds (`int`, *optional*, defaults to `None`):
             Number of classes, `num_embeds_ada_norm` there; `None` for none. The embedding has one row more: the label
             `num_class_embeds` stands for "no class", for classifier-free guidance. No label is dropped at random in here.
+        id2label (`dict[int, str]`, *optional*, defaults to `None`):
+            The name of each class, for the `class_labels` of [`DDMPipeline`]. Needs `num_class_embeds`, and different
+            names.
         attenuation (`"constant"` or `"linear"`, defaults to `"constant"`): As the scheduler's.
         noise_schedule (`"sqrt"` or `"linear"`, defaults to `"sqrt"`): As the scheduler's.
         num_heads (`int`, defaults to 2):
@@ -66,6 +69,7 @@ class DDMDiTTransformer2DModel(DualOutputMixin, DiTTransformer2DModel):
         sigma_data: float = 1.0,
         num_train_timesteps: int = 1000,
         base_scheduler: dict | None = None,
+        id2label: dict[int, str] | None = None,
     ):
         if not isinstance(sample_size, int) or sample_size < 1 or sample_size % patch_size:
             reject(

@@ -54,7 +54,8 @@ class DualOutputMixin(HubModelMixin):
     Makes a model of diffusers one that predicts attenuation coefficients and noise (arXiv 2306.13720).
 
     It stands in front of that model among the bases. The config of the class has the options of the model and
-    `attenuation`, `noise_schedule`, `num_heads`, `precondition`, `sigma_data`, `num_train_timesteps` and `base_scheduler`.
+    `attenuation`, `noise_schedule`, `num_heads`, `precondition`, `sigma_data`, `num_train_timesteps` and `base_scheduler`. A
+    class with `num_class_embeds` may have `id2label` as well.
     Its `in_channels` and `out_channels` are those from outside; inside, the network predicts fewer fields where one of
     them makes both outputs.
     """
@@ -71,6 +72,8 @@ class DualOutputMixin(HubModelMixin):
             config["precondition"] = "velocity" if straight else True
         out_channels = config["out_channels"] or (process.num_coefficients + 1) * config["in_channels"]
         _check_options(config, process, out_channels)
+        if config.get("id2label") is not None:
+            config["id2label"] = _class_names(config)
         if "out_channels" not in changes:
             num_fields = 1 if config["num_heads"] == 1 else process.num_coefficients + 1
             changes["out_channels"] = num_fields * (out_channels // (process.num_coefficients + 1))
@@ -279,6 +282,27 @@ def check_class_labels(class_labels: torch.Tensor | None, needed: bool, num_imag
 def reject(config: dict, name: str, accepted: str) -> None:
     """Raise a ValueError that names the option, its value and what is accepted."""
     raise ValueError(f"`{name}` is {config[name]!r}, but {accepted}.")
+
+
+def _class_names(config: dict) -> dict[int, str]:
+    """The `id2label` of a config, in the order of its labels. JSON has made strings of them."""
+    num_classes = config["num_class_embeds"] or 0
+    try:
+        names = {
+            label: config["id2label"][key] for label, key in sorted((int(key), key) for key in config["id2label"])
+        }
+    except (TypeError, ValueError):
+        names = {}
+    if (
+        list(names) != list(range(num_classes))
+        or not num_classes
+        or not all(isinstance(n, str) for n in names.values())
+    ):
+        accepted = f"has to have a name for each label from 0 to {num_classes - 1}, or be None"
+        reject(config, "id2label", accepted if num_classes else "has to be None without `num_class_embeds`")
+    if twice := {name for name in names.values() if list(names.values()).count(name) > 1}:
+        reject(config, "id2label", f"needs different names, and has {sorted(twice)} more than once")
+    return names
 
 
 def _check_options(config: dict, process: DecoupledProcess, out_channels: int) -> None:

@@ -118,6 +118,9 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         num_class_embeds (`int`, *optional*, defaults to `None`):
             Number of classes. The embedding has one row more: the label `num_class_embeds` stands for "no class", for
             classifier-free guidance.
+        id2label (`dict[int, str]`, *optional*, defaults to `None`):
+            The name of each class, for the `class_labels` of [`DDMPipeline`]. Needs `num_class_embeds`, and different
+            names.
         num_train_timesteps (`int`, defaults to 1000): The timestep at t = 1, as the scheduler's.
         attenuation (`"constant"` or `"linear"`, defaults to `"constant"`): As the scheduler's.
         noise_schedule (`"sqrt"` or `"linear"`, defaults to `"sqrt"`): As the scheduler's.
@@ -189,6 +192,7 @@ class DDMUNet2DModel(DualOutputMixin, UNet2DModel):
         base_scheduler: dict | None = None,
         architecture: str = "diffusers",
         augment_dim: int = 0,
+        id2label: dict[int, str] | None = None,
     ):
         _check_options(self.config)
         changes = {"in_channels": in_channels + conditioning_channels}

@@ -20,7 +20,8 @@ EXAMPLE_DOC_STRING = """
         >>> images[0].save("ddm.png")
 
         >>> # a class-conditional model, with classifier-free guidance
-        >>> images = pipe(batch_size=4, class_labels=[0, 1, 2, 3], guidance_scale=2.0).images
+        >>> images = pipe(class_labels=[0, 1, 2, 3], guidance_scale=2.0).images
+        >>> images = pipe(batch_size=4, class_labels="bag", guidance_scale=2.0).images  # one of the names in pipe.labels
         ```
 """
 
@@ -57,7 +58,8 @@ class DDMPipeline(DecoupledPipeline):
         num_classes = self.unet.config.num_class_embeds
         if class_labels is None and num_classes is not None:
             raise ValueError(
-                f"`class_labels` is None, but the model is class-conditional and needs labels from 0 to {num_classes - 1}."
+                f"`class_labels` is None, but the model is class-conditional and needs labels from 0 to {num_classes - 1}"
+                f"{' or names in `pipe.labels`' if self.labels else ''}."
             )
 
     def _latents_shape(self, batch_size: int) -> tuple[int, int, int, int]:
@@ -81,7 +83,7 @@ class DDMPipeline(DecoupledPipeline):
         self,
         batch_size: int | None = None,
         num_inference_steps: int = 10,
-        class_labels: int | list[int] | torch.Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -99,9 +101,9 @@ class DDMPipeline(DecoupledPipeline):
                 The number of images; by default that of the `class_labels` or the `latents`, or 1.
             num_inference_steps (`int`, defaults to 10):
                 The number of denoising steps, each of which evaluates the model exactly once.
-            class_labels (`int`, `list[int]` or `torch.Tensor` of shape `(batch_size,)`, *optional*):
-                The class of each image, or one for all, in `[0, num_class_embeds - 1]`. Needed if, and only if, the
-                model is class-conditional.
+            class_labels (`int`, `str`, a list of them, or `torch.Tensor` of shape `(batch_size,)`, *optional*):
+                The class of each image, or one for all: a label in `[0, num_class_embeds - 1]`, or a name in `pipe.labels`.
+                Needed if, and only if, the model is class-conditional.
             guidance_scale (`float`, defaults to 1.0):
                 Scale of classifier-free guidance (arXiv 2207.12598): `no_class + guidance_scale * (class - no_class)`.
                 1.0 is the model as it is; any other value doubles the batch of each evaluation.

@@ -192,7 +192,7 @@ class DDMInpaintPipeline(DecoupledPipeline):
         mask_image: PipelineImageInput,
         num_inference_steps: int = 10,
         num_resampling_steps: int = 0,
-        class_labels: int | list[int] | torch.Tensor | None = None,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
         guidance_scale: float = 1.0,
         reconstruction_guidance_scale: float = 0.0,
         num_images_per_prompt: int = 1,
@@ -220,9 +220,9 @@ class DDMInpaintPipeline(DecoupledPipeline):
             num_resampling_steps (`int`, defaults to 0):
                 How often each step is taken back and taken again. The model is evaluated `num_inference_steps * (1 +
                 num_resampling_steps)` times.
-            class_labels (`int`, `list[int]` or `torch.Tensor` of shape `(num_images,)`, *optional*):
-                The class of each image, or one for all, in `[0, num_class_embeds - 1]`, for a class-conditional model. `None`
-                leaves it to the pixels, by the embedding of no class.
+            class_labels (`int`, `str`, a list of them, or `torch.Tensor` of shape `(num_images,)`, *optional*):
+                The class of each image, or one for all: a label in `[0, num_class_embeds - 1]`, or a name in `pipe.labels`,
+                for a class-conditional model. `None` leaves it to the pixels, by the embedding of no class.
             guidance_scale (`float`, defaults to 1.0):
                 Scale of classifier-free guidance (arXiv 2207.12598) on the class; values other than 1.0 double the batch
                 of each evaluation.

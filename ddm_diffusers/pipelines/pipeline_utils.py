@@ -1,6 +1,7 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """What the pipelines share: their components, the checks of what they are given, and the steps."""
 
+import difflib
 import math
 from collections.abc import Sequence
 
@@ -199,14 +200,55 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
             )
 
     # -------------------------------------------------------------------------------------------------------- preparation
+    @property
+    def labels(self) -> dict[str, int]:
+        """From the name of each class to its label, as the `id2label` of the model has them; empty without names."""
+        return {name: int(label) for label, name in (self.unet.config.get("id2label") or {}).items()}
+
+    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+        """
+        The labels of classes by their names, as [`~diffusers.DiTPipeline.get_label_ids`].
+
+        Args:
+            label (`str` or `Sequence[str]`): One name, or several.
+
+        Raises:
+            ValueError: a name is none of `labels`.
+        """
+        return [self._label_id(name) for name in ([label] if isinstance(label, str) else label)]
+
+    def _label_id(self, name: str) -> int:
+        labels = self.labels
+        if name in labels:
+            return labels[name]
+        if not labels:
+            raise ValueError(
+                f"`class_labels` has the name {name!r}, but the model has no class names (`id2label` in its config): use"
+                f" numbers from 0 to {self.unet.config.num_class_embeds - 1}."
+            )
+        # similar names first, whatever their case
+        folded = {each.casefold(): each for each in reversed(labels)}
+        close = [folded[each] for each in difflib.get_close_matches(name.casefold(), folded)]
+        names = list(map(repr, dict.fromkeys([*close, *labels])))
+        more = f" and {len(names) - 50} more, see `pipe.labels`" if len(names) > 50 else ""
+        raise ValueError(f"`class_labels` has the name {name!r}, but the classes are {', '.join(names[:50])}{more}.")
+
     def prepare_class_labels(
-        self, class_labels: int | list[int] | torch.Tensor | None, batch_size: int, device: torch.device
+        self,
+        class_labels: int | str | Sequence[int | str] | torch.Tensor | None,
+        batch_size: int,
+        device: torch.device,
     ) -> torch.Tensor | None:
         """Bring the labels to shape `(batch_size,)` on `device`, checked before they leave the CPU."""
         if class_labels is None:
             return None
+        ids = class_labels
+        if isinstance(class_labels, str):
+            ids = self._label_id(class_labels)
+        elif isinstance(class_labels, (list, tuple)):
+            ids = [self._label_id(each) if isinstance(each, str) else each for each in class_labels]
         try:
-            labels = torch.as_tensor(class_labels)
+            labels = torch.as_tensor(ids)
             whole = not labels.is_floating_point() and labels.dtype != torch.bool
         except (TypeError, ValueError, RuntimeError):
             whole = False
@@ -214,8 +256,8 @@ class DecoupledPipeline(HubPipelineMixin, DiffusionPipeline):
             labels = labels.expand(batch_size)
         if not whole or labels.shape != (batch_size,):
             raise ValueError(
-                f"`class_labels` is {class_labels}, but has to be one whole number for all images, or a list of {batch_size},"
-                " one for each image."
+                f"`class_labels` is {class_labels}, but has to be one whole number or class name for all images, or a list of"
+                f" {batch_size}, one for each image."
             )
         num_classes = self.unet.config.num_class_embeds
         if labels.min() < 0 or labels.max() >= num_classes:

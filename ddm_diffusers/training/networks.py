@@ -146,10 +146,12 @@ def unet_blocks(
 
 
 def model_options(
-    args: argparse.Namespace, channels: int, size: int, num_classes: int | None, sigma_data: float | None
+    args: argparse.Namespace, channels: int, size: int, class_names: list[str] | None, sigma_data: float | None
 ) -> dict[str, object]:
     """The options that [`build_unet`] and [`build_transformer`] share."""
-    options = {"in_channels": channels, "num_class_embeds": num_classes, "sample_size": size}
+    options = {"in_channels": channels, "sample_size": size, "num_class_embeds": None, "id2label": None}
+    if class_names is not None:
+        options |= {"num_class_embeds": len(class_names), "id2label": dict(enumerate(class_names))}
     options |= {"attenuation": args.attenuation, "noise_schedule": args.noise_schedule}
     if args.precondition is not None:
         options["precondition"] = PRECONDITIONS[args.precondition]
@@ -168,7 +170,7 @@ def build_unet(
     args: argparse.Namespace,
     channels: int,
     size: int,
-    num_classes: int | None = None,
+    class_names: list[str] | None = None,
     conditioning_channels: int = 0,
     sigma_data: float | None = None,
 ) -> DDMUNet2DModel:
@@ -179,14 +181,14 @@ def build_unet(
         args (`argparse.Namespace`): The options of [`add_model_arguments`].
         channels (`int`): Channels of images or latents.
         size (`int`): Height and width of images or latents.
-        num_classes (`int`, *optional*): For training with class labels.
+        class_names (`list[str]`, *optional*): For training with class labels; they go into the config as `id2label`.
         conditioning_channels (`int`, defaults to 0): Channels of an image condition.
         sigma_data (`float`, *optional*): The measured root mean square, which `--sigma_data` replaces.
 
     Raises:
         ValueError: the resolution cannot be halved as often as there are levels.
     """
-    options = model_options(args, channels, size, num_classes, sigma_data)
+    options = model_options(args, channels, size, class_names, sigma_data)
     options["conditioning_channels"] = conditioning_channels
     if args.model_config_name_or_path is not None:
         return from_config(DDMUNet2DModel, args, options)
@@ -208,11 +210,11 @@ def build_transformer(
     args: argparse.Namespace,
     channels: int,
     size: int,
-    num_classes: int | None = None,
+    class_names: list[str] | None = None,
     sigma_data: float | None = None,
 ) -> DDMDiTTransformer2DModel:
     """A new transformer, from the options of [`add_transformer_arguments`]; see [`build_unet`]."""
-    options = model_options(args, channels, size, num_classes, sigma_data)
+    options = model_options(args, channels, size, class_names, sigma_data)
     if args.model_config_name_or_path is not None:
         return from_config(DDMDiTTransformer2DModel, args, options)
     return DDMDiTTransformer2DModel(

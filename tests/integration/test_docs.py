@@ -25,8 +25,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 @pytest.fixture
 def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
-    for folder, num_classes in (("ddm-model", None), ("ddm-photos", 10)):
-        DDMPipeline(tiny_unet(num_class_embeds=num_classes), DDMScheduler()).save_pretrained(tmp_path / folder)
+    classes = {"num_class_embeds": 3, "id2label": dict(enumerate(("bird", "train", "truck")))}
+    for folder, options in (("ddm-model", {}), ("ddm-photos", classes)):
+        DDMPipeline(tiny_unet(**options), DDMScheduler()).save_pretrained(tmp_path / folder)
     pipe = DDMImageToImagePipeline(tiny_unet(conditioning_channels=3), DDMScheduler(), upscale=4)
     pipe.save_pretrained(tmp_path / "ddm-super-resolution")
     pipe = DDMPipeline(tiny_unet(in_channels=4), DDMScheduler(clip_sample=False), vae=tiny_vae())

@@ -84,6 +84,13 @@ def test_what_is_not_given_is_not_in_the_card(pipe, tmp_path):
         assert part not in text
 
 
+def test_class_names_are_in_the_card(tiny_unet, tmp_path):
+    unet = tiny_unet(num_class_embeds=6, id2label=dict(enumerate("abcdef")))
+    write_model_card(tmp_path, DDMPipeline(unet, DDMScheduler()), repo_id="me/model")
+    text = (tmp_path / "README.md").read_text()
+    assert 'class_labels=["a", "b", "c", "d"]' in text and "\nClasses: 0 a, 1 b, 2 c, 3 d, 4 e, 5 f.\n" in text
+
+
 def test_a_pipeline_that_needs_images(tiny_unet, tmp_path):
     pipe = DDMImageToImagePipeline(tiny_unet(conditioning_channels=3), DDMScheduler())
     write_model_card(tmp_path, pipe, repo_id="me/model")

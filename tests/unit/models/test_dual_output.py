@@ -8,6 +8,7 @@ checkpointing, compiling). That the network between the scales is the stock one,
 import inspect
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import diffusers
@@ -458,3 +459,34 @@ def test_samples_of_a_wrong_shape(kind, change, rejects):
 def test_timesteps_that_no_time_has(timestep, rejects):
     with rejects("`timestep`", "[0, 1000]"):
         make(KINDS["unet2d"])(draw(2, 3, 8, 8), timestep)
+
+
+# ---------------------------------------------------------------------------------------------------------------- class names
+
+
+@pytest.mark.parametrize(
+    "build", [partial(tiny_unet, DDMUNet2DModel), partial(tiny_dit, DDMDiTTransformer2DModel)], ids=["unet", "dit"]
+)
+def test_class_names_are_in_the_config(build, tmp_path, rejects):
+    """With whole numbers as labels, in their order, though JSON knows strings alone and sorts them."""
+    names = {i: f"class {i}" for i in range(12)}
+    model = build(num_class_embeds=12, id2label=names)
+    assert model.config.id2label == names
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert list(loaded.config.id2label.items()) == list(names.items())
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["id2label"]  # as before there were names
+    assert type(model).from_config(config).config.id2label is None
+
+    for bad, part in (
+        ({0: "a"}, "from 0 to 1"),
+        ({1: "a", 2: "b"}, "from 0 to 1"),
+        ({0: "a", 1: 1}, "from 0 to 1"),
+        (["a", "b"], "from 0 to 1"),
+        ({0: "a", 1: "a"}, "['a'] more than once"),
+    ):
+        with rejects("`id2label`", str(bad), part):
+            build(num_class_embeds=2, id2label=bad)
+    with rejects("`id2label`", "None without `num_class_embeds`"):
+        build(id2label={0: "a"})

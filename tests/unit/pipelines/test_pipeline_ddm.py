@@ -185,6 +185,27 @@ def test_class_labels(labels, pipeline):
     assert not torch.equal(images, pipe(class_labels=[2, 1], generator=seeded(), **arguments).images)
 
 
+CLASSES = {"num_class_embeds": 3, "id2label": {0: "Ankle boot", 1: "bag", 2: "dress"}}
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [("bag", 1), (["dress", "Ankle boot"], [2, 0]), (["dress", 0], [2, 0]), (("bag", "bag"), [1, 1])],
+    ids=repr,
+)
+def test_class_labels_are_numbers_or_names(names, numbers, pipeline, tmp_path):
+    pipeline(**CLASSES).save_pretrained(tmp_path)
+    pipe = DDMPipeline.from_pretrained(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.labels == {"Ankle boot": 0, "bag": 1, "dress": 2}
+    arguments = {"num_inference_steps": 2, "output_type": "pt"}
+    images, expected = (
+        pipe(class_labels=labels, generator=seeded(), **arguments).images for labels in (names, numbers)
+    )
+    assert torch.equal(images, expected)
+    assert pipe.get_label_ids(["dress", "bag"]) == [2, 1] and pipe.get_label_ids("bag") == [1]
+
+
 @pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0, 3.0])
 def test_guidance_is_linear_in_both_predictions(guidance_scale, pipeline):
     pipe = pipeline(num_class_embeds=3)
@@ -480,6 +501,10 @@ def generators(count):
             ("`class_labels`", "[0]", "a list of 2, one"),
         ),
         ({"num_class_embeds": 3}, {"class_labels": 1.0}, ("`class_labels`", "1.0", "whole number")),
+        ({"num_class_embeds": 3}, {"class_labels": "bag"}, ("`class_labels`", "'bag'", "no class names", "0 to 2")),
+        (CLASSES, {"class_labels": [0, "BOOT"]}, ("`class_labels`", "'BOOT'", "'Ankle boot', 'bag', 'dress'")),
+        (CLASSES, {"class_labels": "Dres"}, ("`class_labels`", "'Dres'", "'dress', 'Ankle boot', 'bag'")),
+        (CLASSES, {}, ("`class_labels`", "None", "from 0 to 2", "`pipe.labels`")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

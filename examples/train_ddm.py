@@ -33,10 +33,10 @@ from ddm_diffusers.training import (
     add_training_arguments,
     add_transformer_arguments,
     augment,
+    build_model,
     build_scheduler,
-    build_transformer,
-    build_unet,
     cache_latents,
+    check_model_arguments,
     check_training_arguments,
     ddm_loss,
     load_image_dataset,
@@ -71,11 +71,13 @@ def parse_args(input_args=None):
 
     args = parse_with_defaults(parser, input_args, DIGITS_DEFAULTS)
     check_training_arguments(parser, args)
+    check_model_arguments(parser, args, input_args)
     if not 0 <= args.class_dropout_prob <= 1:
         parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
     if not 0 <= args.augment_prob <= 1:
         parser.error(f"--augment_prob is {args.augment_prob}, but has to be in [0, 1].")
-    if args.augment_prob and (args.vae_name_or_path is not None or args.architecture != "released"):
+    released = args.architecture == "released" or args.pretrained_model_name_or_path is not None
+    if args.augment_prob and (args.vae_name_or_path is not None or not released):
         parser.error("--augment_prob needs --architecture released, and images instead of latents.")
     if args.latent_cache_dir is not None and args.vae_name_or_path is None:
         parser.error("--latent_cache_dir needs an autoencoder, --vae_name_or_path.")
@@ -114,8 +116,7 @@ def main(args):
     run.set_data(transform)
 
     # Model and process
-    build = build_transformer if args.model_type == "dit" else build_unet
-    unet = build(args, channels, size, class_names, sigma_data=sigma_data)
+    unet = build_model(args, channels, size, class_names, sigma_data=sigma_data)
     scheduler = build_scheduler(args, clip_sample=space is None)
     perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data

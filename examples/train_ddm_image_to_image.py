@@ -34,8 +34,9 @@ from ddm_diffusers.training import (
     add_objective_arguments,
     add_preset_argument,
     add_training_arguments,
+    build_model,
     build_scheduler,
-    build_unet,
+    check_model_arguments,
     check_training_arguments,
     ddm_loss,
     load_image_dataset,
@@ -77,6 +78,7 @@ def parse_args(input_args=None):
 
     args = parse_with_defaults(parser, input_args, DIGITS_DEFAULTS)
     check_training_arguments(parser, args)
+    check_model_arguments(parser, args, input_args)
     if args.upscale is None:
         args.upscale = 4 if args.task == "super_resolution" else 1
     if args.evaluation_steps is not None:
@@ -124,7 +126,7 @@ def main(args):
         conditioning_channels = channels
 
     # Model and process
-    unet = build_unet(args, channels, size, conditioning_channels=conditioning_channels, sigma_data=sigma_data)
+    unet = build_model(args, channels, size, conditioning_channels=conditioning_channels, sigma_data=sigma_data)
     scheduler = build_scheduler(args, clip_sample=space is None)
     perceptual_loss = load_perceptual_loss(args, accelerator)
     sigma_data = unet.config.sigma_data

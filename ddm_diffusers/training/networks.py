@@ -8,11 +8,14 @@ Each function takes the parsed options of a script as `args`.
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import diffusers
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from accelerate.logging import get_logger
+from diffusers import DDPMScheduler, SchedulerMixin, UNet2DConditionModel, UNet2DModel
 
 from .. import presets
 from ..models import DDMDiTTransformer2DModel, DDMUNet2DConditionModel, DDMUNet2DModel, IdentityAutoencoder
@@ -26,6 +29,7 @@ from .objective import load_lpips
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
+logger = get_logger(__name__, log_level="INFO")
 
 # Without a data set a script trains on scikit-learn's digits, with these defaults.
 DIGITS_DEFAULTS = {
@@ -48,6 +52,26 @@ DIGITS_DEFAULTS = {
     "lpips": False,
 }
 PRECONDITIONS = {"velocity": "velocity", "unit_variance": True, "ddm": "ddm", "none": False}
+MODELS = {model.__name__: model for model in (DDMUNet2DModel, DDMDiTTransformer2DModel)}
+# What weights are for, so that they decide it.
+NETWORK_OPTIONS = (
+    "model_config_name_or_path",
+    "model_type",
+    "block_out_channels",
+    "layers_per_block",
+    "attention_resolutions",
+    "dropout",
+    "architecture",
+    "num_decoders",
+    "num_heads",
+    "precondition",
+    "sigma_data",
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "patch_size",
+)
+PROCESS_OPTIONS = ("attenuation", "noise_schedule")
 SCHEDULERS = {None: DDMScheduler, "ddm": DDMScheduler.paper, "adm": DDMScheduler.adm}
 
 
@@ -55,8 +79,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of [`build_unet`] and [`build_scheduler`]."""
     model = parser.add_argument_group("model and process")
     model.add_argument(
+        "--pretrained_model_name_or_path",
+        help="Start from these weights: a pipeline or a model of this package, or a UNet2DModel with its scheduler; a folder or"
+        " a repository.",
+    )
+    model.add_argument(
         "--model_config_name_or_path",
-        help="Take the network from this config, and no weights: a folder or a repository.",
+        help="Take the network from this config, and no weights: a file, a folder or a repository.",
     )
     model.add_argument(
         "--block_out_channels", type=int, nargs="+", help="Channels of each level. Default: by resolution."
@@ -100,6 +129,30 @@ def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--num_attention_heads", type=int, default=6, help="Attention heads of the transformer.")
     model.add_argument("--attention_head_dim", type=int, default=64, help="Channels of each attention head.")
     model.add_argument("--patch_size", type=int, default=2, help="Height and width of a patch.")
+
+
+def check_model_arguments(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, input_args: list[str] | None = None
+) -> None:
+    """
+    End the program if an option contradicts `--pretrained_model_name_or_path`.
+
+    Weights decide the options of the network and, unless they are given or a preset's, those of the process: these are
+    `None` until [`load_pretrained_unet`] sets them.
+    """
+    if args.pretrained_model_name_or_path is None:
+        return
+    default = object()
+    parsed = parser.parse_args(input_args, argparse.Namespace(**dict.fromkeys(vars(args), default)))
+    given = [name for name, value in vars(parsed).items() if value is not default]
+    if beside := [f"--{name}" for name in NETWORK_OPTIONS if name in given]:
+        parser.error(
+            f"--pretrained_model_name_or_path takes the network as it is, so leave out {', '.join(beside)}. Without it, a new"
+            " network is trained."
+        )
+    for name in PROCESS_OPTIONS:
+        if name not in given and getattr(args, "preset", None) is None:
+            setattr(args, name, None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- networks
@@ -160,9 +213,42 @@ def model_options(
     return options
 
 
+def load_config(option: str, source: str) -> tuple[dict, str | None]:
+    """The config of a network: of a pipeline's `unet`, or of a model. And the subfolder that it is in, if any."""
+    for subfolder in ("unet", None):
+        try:
+            return UNet2DModel.load_config(source, subfolder=subfolder), subfolder
+        except OSError as error:
+            failure = error
+    raise OSError(
+        f"`--{option}` is {source!r}, but has to be a folder or a repository with unet/config.json, of a pipeline, or with"
+        f" config.json, of a model: {failure}"
+    ) from failure
+
+
 def from_config(model_class: type, args: argparse.Namespace, options: dict[str, object]):
-    """A new network by the config of `--model_config_name_or_path`, for the channels, size and classes of the data."""
-    config = model_class.load_config(args.model_config_name_or_path)
+    """
+    A new network by the config of `--model_config_name_or_path`, for the channels, size and classes of the data.
+
+    Raises:
+        OSError: there is no config.
+        ValueError: the config is of another class.
+    """
+    source = args.model_config_name_or_path
+    config, _ = load_config("model_config_name_or_path", source)
+    stock_class = model_class.__name__.removeprefix("DDM")
+    if config.get("_class_name", stock_class) not in (stock_class, model_class.__name__):
+        raise ValueError(
+            f"`--model_config_name_or_path` is {source!r}, a {config['_class_name']}, but has to be a {model_class.__name__} or a"
+            f" {stock_class}. `--model_type` chooses between them."
+        )
+    folders = (Path(source), Path(source, "unet"))  # load_config looks in both
+    weights = [path for folder in folders for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}")]
+    if weights or not Path(source).exists():  # a repository
+        logger.warning(
+            f"--model_config_name_or_path takes the config of {source} alone: the weights start at random."
+            " --pretrained_model_name_or_path takes its weights too."
+        )
     return model_class.from_config({**config, **options, "out_channels": None})
 
 
@@ -228,6 +314,216 @@ def build_transformer(
     )
 
 
+def build_model(
+    args: argparse.Namespace,
+    channels: int,
+    size: int,
+    class_names: list[str] | None = None,
+    conditioning_channels: int = 0,
+    sigma_data: float | None = None,
+) -> DDMUNet2DModel | DDMDiTTransformer2DModel:
+    """What the options ask for: [`load_pretrained_unet`], [`build_transformer`] or [`build_unet`]."""
+    if args.pretrained_model_name_or_path is not None:
+        return load_pretrained_unet(args, channels, size, class_names, conditioning_channels)
+    if getattr(args, "model_type", "unet") == "dit":
+        return build_transformer(args, channels, size, class_names, sigma_data)
+    return build_unet(args, channels, size, class_names, conditioning_channels, sigma_data)
+
+
+def load_pretrained_unet(
+    args: argparse.Namespace,
+    channels: int,
+    size: int,
+    class_names: list[str] | None = None,
+    conditioning_channels: int = 0,
+) -> DDMUNet2DModel | DDMDiTTransformer2DModel:
+    """
+    The network of `--pretrained_model_name_or_path`, to go on with. It sets `args.attenuation` and `args.noise_schedule`.
+
+    | `--pretrained_model_name_or_path` | the start |
+    | --- | --- |
+    | a pipeline of this package, or its model | what the model predicts |
+    | a pipeline with a [`~diffusers.UNet2DModel`] and a scheduler, [`~diffusers.DDPMPipeline`] for example | what the \
+model predicts, see [`DDMUNet2DModel.from_unet2d`] |
+    | a [`~diffusers.UNet2DModel`] alone | its weights, with a warning |
+
+    [`adapt_model`] fits the model to the data.
+
+    Args:
+        args (`argparse.Namespace`): The options, after [`check_model_arguments`].
+        channels (`int`): Channels of images or latents.
+        size (`int`): Height and width of images or latents.
+        class_names (`list[str]`, *optional*): For training with class labels.
+        conditioning_channels (`int`, defaults to 0): Channels of an image condition.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: the model is of another class, of another process than the options, or does not fit the data.
+    """
+    source = args.pretrained_model_name_or_path
+    config, subfolder = load_config("pretrained_model_name_or_path", source)
+    name = config.get("_class_name")
+    if name in MODELS:
+        for option in PROCESS_OPTIONS:
+            if getattr(args, option) not in (None, config[option]):
+                raise ValueError(
+                    f"`--{option}` is {getattr(args, option)!r}, but the weights of {source} are for {config[option]!r}."
+                )
+            setattr(args, option, config[option])
+        unet = MODELS[name].from_pretrained(source, subfolder=subfolder)
+    elif name == UNet2DModel.__name__:
+        args.attenuation, args.noise_schedule = args.attenuation or "constant", args.noise_schedule or "sqrt"
+        unet = UNet2DModel.from_pretrained(source, subfolder=subfolder)
+        try:
+            scheduler = load_scheduler(source)
+        except OSError:
+            scheduler = None
+            logger.warning(
+                f"{source} has no scheduler: training starts from its weights, but not from what it predicts. Give the folder"
+                " or the repository of a pipeline."
+            )
+        unet = DDMUNet2DModel.from_unet2d(
+            unet, scheduler, attenuation=args.attenuation, noise_schedule=args.noise_schedule
+        )
+    else:
+        raise ValueError(
+            f"`--pretrained_model_name_or_path` is {source!r}, a {name}, but has to be one of"
+            f" {[*MODELS, UNet2DModel.__name__]}, or a pipeline with one."
+        )
+    augment_dim = NUM_LABELS if getattr(args, "augment_prob", 0.0) else None
+    return adapt_model(unet, source, channels, size, class_names, conditioning_channels, augment_dim)
+
+
+def load_scheduler(source: str) -> SchedulerMixin:
+    """
+    The scheduler of a pipeline of diffusers, or the one beside a model.
+
+    Raises:
+        OSError: there is none.
+        ValueError: the scheduler is none of diffusers.
+    """
+    for subfolder in ("scheduler", None):
+        try:
+            config = DDPMScheduler.load_config(source, subfolder=subfolder)
+        except OSError as error:
+            failure = error
+            continue
+        if not hasattr(diffusers, config["_class_name"]):
+            raise ValueError(
+                f"The scheduler of {source} is a {config['_class_name']}, but has to be one of diffusers, for its UNet2DModel."
+            )
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+    raise failure
+
+
+def adapt_model(
+    unet: DDMUNet2DModel | DDMDiTTransformer2DModel,
+    source: str,
+    channels: int,
+    size: int,
+    class_names: list[str] | None = None,
+    conditioning_channels: int = 0,
+    augment_dim: int | None = None,
+) -> DDMUNet2DModel | DDMDiTTransformer2DModel:
+    """
+    A trained model for other data. It predicts what it predicted, for what both know.
+
+    | | what is new starts |
+    | --- | --- |
+    | classes | as "no class"; classes keep their embedding by their name or, in a model without names, by their number if \
+there are as many |
+    | no classes any more | as "no class" |
+    | the channels of an image condition, for a model without one | without influence |
+    | another size | as it is |
+
+    Args:
+        unet ([`DDMUNet2DModel`] or [`DDMDiTTransformer2DModel`]): The trained model.
+        source (`str`): Where it is from, for messages.
+        channels (`int`): Channels of images or latents, which have to be the model's.
+        size (`int`): Height and width of images or latents.
+        class_names (`list[str]`, *optional*): The classes of the data.
+        conditioning_channels (`int`, defaults to 0): Channels of an image condition.
+        augment_dim (`int`, *optional*): Labels of the augmentation. Default: the model's.
+
+    Raises:
+        ValueError: the channels, the condition or the size do not fit the model.
+    """
+    old = unet.config
+    if channels != old.in_channels:
+        hints = {1: "give `--image_mode L`", 3: "give `--image_mode RGB`"}
+        hint = hints.get(old.in_channels, "give its autoencoder, `--vae_name_or_path`")
+        raise ValueError(
+            f"`--pretrained_model_name_or_path` is {source!r}, for {old.in_channels} channels, but the images or latents have"
+            f" {channels}: {hint}."
+        )
+    if size % unet.size_multiple:
+        raise ValueError(
+            f"`--resolution` makes images or latents of {size} x {size}, but the model of {source} needs a multiple of"
+            f" {unet.size_multiple}."
+        )
+    config = {**old, "sample_size": size, "num_class_embeds": None, "id2label": None}
+    if class_names is not None:
+        config |= {"num_class_embeds": len(class_names), "id2label": dict(enumerate(class_names))}
+    if augment_dim is not None:
+        config["augment_dim"] = augment_dim
+    if conditioning_channels != old.get("conditioning_channels", 0):
+        if old.get("conditioning_channels", 0) or not isinstance(unet, DDMUNet2DModel):
+            raise ValueError(
+                f"`--pretrained_model_name_or_path` is {source!r}, a {type(unet).__name__} for a condition of"
+                f" {old.get('conditioning_channels', 0)} channels, but here it has {conditioning_channels}. Start from a"
+                " DDMUNet2DModel without a condition, or with the same."
+            )
+        config["conditioning_channels"] = conditioning_channels
+    if old.sample_size != size:
+        logger.info(
+            f"The model of {source} is for {old.sample_size} x {old.sample_size}, and goes on with {size} x {size}"
+        )
+
+    model = type(unet).from_config(config)
+    kept = _kept_classes(old, class_names, source)
+    weights, trained = model.state_dict(), unet.state_dict()
+    if class_names is None and "class_embedding.weight" in trained:
+        trained["time_embedding.linear_2.bias"] = (
+            trained["time_embedding.linear_2.bias"] + trained.pop("class_embedding.weight")[-1]
+        )
+    for name, weight in weights.items():
+        if name == "class_embedding.weight" or name.endswith("class_embedder.embedding_table.weight"):
+            rows = trained.get(name, torch.zeros_like(weight[:1]))
+            trained[name] = torch.stack([rows[kept.get(label, -1)] for label in range(len(weight))])
+    if new := conditioning_channels - old.get("conditioning_channels", 0):
+        weight = trained["conv_in.weight"]
+        trained["conv_in.weight"] = torch.cat([weight, weight.new_zeros(len(weight), new, *weight.shape[2:])], dim=1)
+    model.load_state_dict(weights | trained)
+    return model
+
+
+def _kept_classes(old: dict, class_names: list[str] | None, source: str) -> dict[int, int]:
+    """From the labels of the data to those of a trained model, for the classes that both have. Warns of all others."""
+    if class_names is None:
+        if old["num_class_embeds"]:
+            logger.warning(
+                f"The model of {source} has {old['num_class_embeds']} classes and the data none: it goes on without"
+                " classes. --class_conditional trains on the classes of the data."
+            )
+        return {}
+    if old["id2label"] is None and old["num_class_embeds"] == len(class_names):
+        logger.warning(
+            f"The model of {source} has no class names: the labels 0 to {len(class_names) - 1} are taken to mean the same"
+            f" as here, {', '.join(class_names)}."
+        )
+        return {label: label for label in range(len(class_names))}
+    labels = {name: label for label, name in (old["id2label"] or {}).items()}
+    kept = {label: labels[name] for label, name in enumerate(class_names) if name in labels}
+    if new := [name for label, name in enumerate(class_names) if label not in kept]:
+        logger.warning(
+            f"The model of {source} does not know the classes {', '.join(new)}: they start from what it draws without a"
+            " class."
+        )
+    if gone := [name for name in labels if name not in class_names]:
+        logger.warning(f"The model of {source} loses the classes {', '.join(gone)}, which the data do not have.")
+    return kept
+
+
 def build_text_unet(
     args: argparse.Namespace, channels: int, size: int, sigma_data: float, cross_attention_dim: int
 ) -> DDMUNet2DConditionModel:
@@ -253,9 +549,8 @@ def build_text_unet(
     if config["_class_name"] != DDMUNet2DConditionModel.__name__:
         unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
         # Both outputs start from what it predicts, by the process that it was trained on.
-        scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
         return DDMUNet2DConditionModel.from_unet2d_condition(
-            unet, scheduler, noise_schedule=args.noise_schedule, sample_size=size
+            unet, load_scheduler(source), noise_schedule=args.noise_schedule, sample_size=size
         )
     if config["noise_schedule"] != args.noise_schedule:
         raise ValueError(
@@ -282,7 +577,7 @@ def preset_settings(args: argparse.Namespace, accelerator: Accelerator) -> dict[
     description = presets.describe(args.preset, vars(args), latents)
     accelerator.print(f"Preset {description}. Its options:")
     for name in presets.training_options(args.preset, latents):
-        if hasattr(args, name):
+        if hasattr(args, name) and not (args.pretrained_model_name_or_path and name in NETWORK_OPTIONS):
             accelerator.print(f"    --{name} {getattr(args, name)}")
     return {"preset": description}
 

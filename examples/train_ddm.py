@@ -113,7 +113,7 @@ def main(args):
         (channels, sigma_data), size = space.measure(transform), space.latent_size(args.resolution)
         if args.latent_cache_dir is not None:
             transform = cache_latents(args, transform, space, accelerator)
-    run.set_data(transform)
+    run.set_data(transform, size)
 
     # Model and process
     unet = build_model(args, channels, size, class_names, sigma_data=sigma_data)

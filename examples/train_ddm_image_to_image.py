@@ -111,7 +111,6 @@ def main(args):
             args.conditioning_mode,
             args.conditioning_dropout_prob,
         )
-    run.set_data(transform)
 
     channels, conditioning_channels = transform.channels, transform.conditioning_channels
     size, sigma_data = args.resolution, None
@@ -124,6 +123,7 @@ def main(args):
             )
         (channels, sigma_data), size = space.measure(transform), space.latent_size(args.resolution)
         conditioning_channels = channels
+    run.set_data(transform, size)
 
     # Model and process
     unet = build_model(args, channels, size, conditioning_channels=conditioning_channels, sigma_data=sigma_data)

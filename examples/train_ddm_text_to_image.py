@@ -74,7 +74,12 @@ def parse_args(input_args=None):
         help="Start from its unet as well, of whichever process, or of this script, in pixels too.",
     )
     model.add_argument("--pixel_space", action="store_true", help="Train on pixels, without an autoencoder.")
-    model.add_argument("--block_out_channels", type=int, nargs="+", help="Channels of each level.")
+    model.add_argument(
+        "--block_out_channels",
+        type=int,
+        nargs="+",
+        help="Channels of each level. Default: by the number of images and their size.",
+    )
     model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
     model.add_argument(
         "--attention_head_dim", type=int, default=8, help="Heads of each attention, as diffusers names it."
@@ -133,7 +138,7 @@ def main(args):
     channels, sigma_data = space.measure(transform)
     if args.latent_cache_dir is not None:
         transform = cache_latents(args, transform, space, accelerator)
-    run.set_data(transform)
+    run.set_data(transform, size)
 
     # Model and process
     unet = build_text_unet(args, channels, size, sigma_data, text_encoder.config.hidden_size)

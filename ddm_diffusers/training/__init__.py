@@ -33,6 +33,7 @@ _NAMES_OF_MODULES = {
     "captions": ("CaptionTransform",),
     "checkpoints": ("Checkpoints", "replace_contents"),
     "data": ("ImageTransform", "TrainingBatches", "load_digits_dataset", "load_image_dataset"),
+    "defaults": ("default_block_out_channels", "set_data_defaults", "training_length"),
     "latents": ("CachedLatents", "LatentSpace", "load_vae"),
     "networks": (
         "DIGITS_DEFAULTS",
@@ -47,7 +48,6 @@ _NAMES_OF_MODULES = {
         "build_unet",
         "cache_latents",
         "check_model_arguments",
-        "default_block_out_channels",
         "from_config",
         "load_latent_space",
         "load_perceptual_loss",

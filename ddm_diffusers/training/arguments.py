@@ -178,7 +178,9 @@ def parse_with_defaults(
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the optimization, and what [`TrainingRun`] writes."""
     training = parser.add_argument_group("training")
-    training.add_argument("--train_batch_size", type=int, default=16, help="Batch size per process.")
+    training.add_argument(
+        "--train_batch_size", type=int, help="Batch size per process. Default: 16, or 64 for many small images."
+    )
     training.add_argument("--num_epochs", type=int, default=100, help="How often all images are seen.")
     training.add_argument("--max_train_steps", type=int, help="Optimizer steps; overrides num_epochs.")
     training.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
@@ -186,7 +188,11 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, help="The learning rate after the warm-up."
     )
-    training.add_argument("--lr_warmup_steps", type=int, default=500, help="Steps until the learning rate is reached.")
+    training.add_argument(
+        "--lr_warmup_steps",
+        type=int,
+        help="Steps until the learning rate is reached. Default: a tenth of the run, at most 500.",
+    )
     training.add_argument("--adam_beta1", type=float, default=0.95, help="Of AdamW.")
     training.add_argument("--adam_beta2", type=float, default=0.999, help="Of AdamW.")
     training.add_argument("--adam_weight_decay", type=float, default=1e-6, help="Of AdamW.")

@@ -22,6 +22,7 @@ from ..models import DDMDiTTransformer2DModel, DDMUNet2DConditionModel, DDMUNet2
 from ..schedulers import DDMScheduler
 from .augmentation import NUM_LABELS
 from .data import ImageTransform
+from .defaults import default_block_out_channels
 from .latents import CachedLatents, LatentSpace, load_vae
 from .objective import load_lpips
 
@@ -38,7 +39,6 @@ DIGITS_DEFAULTS = {
     "train_batch_size": 64,
     "max_train_steps": 1200,
     "learning_rate": 1e-3,
-    "lr_warmup_steps": 100,
     "block_out_channels": [32, 64],
     "layers_per_block": 1,
     "num_layers": 4,
@@ -88,7 +88,10 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="Take the network from this config, and no weights: a file, a folder or a repository.",
     )
     model.add_argument(
-        "--block_out_channels", type=int, nargs="+", help="Channels of each level. Default: by resolution."
+        "--block_out_channels",
+        type=int,
+        nargs="+",
+        help="Channels of each level. Default: by the number of images and their size.",
     )
     model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
     model.add_argument(
@@ -125,8 +128,14 @@ def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--model_type` and the options of [`build_transformer`]."""
     model = parser.add_argument_group("transformer")
     model.add_argument("--model_type", default="unet", choices=["unet", "dit"], help="dit: a transformer of patches.")
-    model.add_argument("--num_layers", type=int, default=12, help="Blocks of the transformer.")
-    model.add_argument("--num_attention_heads", type=int, default=6, help="Attention heads of the transformer.")
+    model.add_argument(
+        "--num_layers", type=int, help="Blocks of the transformer. Default: 6 to 12, by the number of images."
+    )
+    model.add_argument(
+        "--num_attention_heads",
+        type=int,
+        help="Attention heads of the transformer. Default: 3 to 6, by the number of images.",
+    )
     model.add_argument("--attention_head_dim", type=int, default=64, help="Channels of each attention head.")
     model.add_argument("--patch_size", type=int, default=2, help="Height and width of a patch.")
 
@@ -156,16 +165,6 @@ def check_model_arguments(
 
 
 # ----------------------------------------------------------------------------------------------------------------- networks
-def default_block_out_channels(resolution: int) -> list[int]:
-    """Up to six levels: as many as the resolution can be halved for, down to 4 pixels."""
-    block_out_channels = [128, 128, 256, 256, 512, 512]
-    while len(block_out_channels) > 1 and (resolution / 2 ** (len(block_out_channels) - 1)) not in range(
-        4, resolution
-    ):
-        block_out_channels.pop()
-    return block_out_channels
-
-
 def unet_blocks(
     args: argparse.Namespace, size: int, attention: str, has_attention: Callable[[int], bool]
 ) -> dict[str, object]:
@@ -305,8 +304,8 @@ def build_transformer(
         return from_config(DDMDiTTransformer2DModel, args, options)
     return DDMDiTTransformer2DModel(
         **options,
-        num_layers=args.num_layers,
-        num_attention_heads=args.num_attention_heads,
+        num_layers=args.num_layers or 12,
+        num_attention_heads=args.num_attention_heads or 6,
         attention_head_dim=args.attention_head_dim,
         patch_size=args.patch_size,
         dropout=args.dropout,
@@ -629,7 +628,7 @@ def cache_latents(
         space,
         args.latent_cache_dir,
         accelerator,
-        args.train_batch_size,
+        args.train_batch_size or 16,
         args.dataloader_num_workers,
         args.skip_bad_images,
     )

@@ -25,6 +25,8 @@ from ..model_card import sample_grid
 from .arguments import settings_that_matter
 from .checkpoints import PREFIX, Checkpoints, refuse_used_folder
 from .data import ImageTransform, TrainingBatches
+from .defaults import set_data_defaults, training_length
+from .latents import CachedLatents
 from .loading import BatchLoader
 from .results import keep_best, read_best, save_with_card
 from .sharding import WeightAverage, configure_sharding, full_tensors
@@ -140,25 +142,24 @@ class TrainingRun:
         self._until_finished = ExitStack()
 
     # ------------------------------------------------------------------------------------------------------------ set-up
-    def set_data(self, transform: ImageTransform) -> None:
+    def set_data(self, transform: ImageTransform | CachedLatents, size: int | None = None) -> None:
         """
-        Take the data set, which sets the length of the run.
+        Take the data set, which sets the length of the run and the options that [`set_data_defaults`] lists.
 
         Args:
-            transform ([`ImageTransform`]): With the data set.
+            transform ([`ImageTransform`] or [`CachedLatents`]): With the data set.
+            size (`int`, *optional*): Height and width of what the model is trained on. Default: the resolution.
 
         Raises:
             ValueError: the data set is a stream and `--max_train_steps` is not given.
         """
         args, self.transform = self.args, transform
-        # accelerate's configuration goes before the option
+        set_data_defaults(args, transform, size or args.resolution, self.accelerator)
         self.accumulation_steps = self.accelerator.gradient_accumulation_steps
-        self.total_batch_size = args.train_batch_size * self.accelerator.num_processes * self.accumulation_steps
         self.num_images = len(transform.dataset) if hasattr(transform.dataset, "__len__") else None
-        self.steps_per_epoch = math.ceil((self.num_images or 0) / self.total_batch_size) or None
-        if args.max_train_steps is None and self.steps_per_epoch is None:
-            raise ValueError("`--max_train_steps` is None, but streaming data sets have no length and need it.")
-        self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
+        self.total_batch_size, self.steps_per_epoch, self.max_train_steps = training_length(
+            args, self.num_images, self.accelerator
+        )
         self.save_images_steps = args.save_images_steps
         if self.save_images_steps is None and self.steps_per_epoch is not None:
             self.save_images_steps = args.save_images_epochs * self.steps_per_epoch
@@ -331,7 +332,9 @@ class TrainingRun:
         self.tracking.log(logs, self.global_step)
         self._progress_bar.update(1)
         shown = {"loss": ".4f", "lr": ".1e", "images_per_second": ".0f"}
-        self._progress_bar.set_postfix({name: format(logs[name], spec) for name, spec in shown.items() if name in logs})
+        self._progress_bar.set_postfix(
+            {name: format(logs[name], spec) for name, spec in shown.items() if name in logs}
+        )
 
     def _estimate_time(self) -> None:
         """Tell once how long the run takes."""

@@ -39,7 +39,8 @@ def configure_sharding(accelerator: Accelerator, args: Namespace) -> str:
         if config["zero_optimization"]["stage"] == 3:
             raise ValueError("`zero_stage` is 3 in accelerate's configuration, but has to be 2 or less; or use FSDP.")
         config["gradient_clipping"] = args.max_grad_norm
-        config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        # for DeepSpeed's own logs; the default follows the data, which are not there yet
+        config["train_micro_batch_size_per_gpu"] = args.train_batch_size or 1
         if accelerator.mixed_precision == "bf16":
             # DeepSpeed's own bf16 rounds the weights, of which the average is to be in float32
             config["bf16"]["enabled"] = False

@@ -108,7 +108,16 @@ def train_ddm_options(args):
         "--output_dir",
         args.output_dir,
     ]
-    options += ["--max_train_steps", NEVER, "--save_images_steps", NEVER, "--checkpointing_steps", NEVER]
+    options += [
+        "--lr_warmup_steps",
+        500,
+        "--max_train_steps",
+        NEVER,
+        "--save_images_steps",
+        NEVER,
+        "--checkpointing_steps",
+        NEVER,
+    ]
     options += ["--eval_batch_size", 1, "--num_inference_steps", 1, *TRAININGS[args.training][1]]
     return train_ddm.parse_args([str(option) for option in options])
 

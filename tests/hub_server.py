@@ -375,6 +375,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.create(repo_id, request.get("visibility") == "private" or bool(request.get("private")))
         return 200, {}, {"url": url, "name": repo_id}
 
+    @route("GET", "/api/models/<repo>/auth-check/write", write=True)
+    def auth_check(self, repo: Repository):
+        return 200, {}, {}
+
     @route("GET", "/api/models/<repo>(/revision/<revision>)?")
     def info(self, repo: Repository, revision: str):
         oid, siblings = repo.resolve(revision or "main"), []

@@ -176,7 +176,7 @@ def test_push_to_hub(tmp_path):
     arguments += ["--push_to_hub", "--push_every_checkpoint", "--hub_model_id", "user/digits", "--license", "mit"]
     with hub(token) as server:
         refused = start(SCRIPT.name, *arguments, cwd=tmp_path, HF_TOKEN="hf_wrong")
-        assert refused.wait() == 1 and "the Hub does not let this token write there" in refused.output
+        assert refused.wait() == 1 and "`repo_id` is 'user/digits', but you cannot upload there" in refused.output
         assert not (tmp_path / "out" / "checkpoint-2").exists()
         train(*arguments, "--hub_token", token, cwd=tmp_path)
         files = server.files("user/digits")

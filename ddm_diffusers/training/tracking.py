@@ -17,7 +17,7 @@ logger = get_logger(__name__, log_level="INFO")
 
 @contextmanager
 def tolerating_failures(of: str, step: int | None = None) -> Iterator[None]:
-    """A context that logs errors, for everything that only shows how a run goes and so must not end it."""
+    """Log an error instead of raising it. What only shows how a run goes must not end the run."""
     try:
         yield
     except Exception as error:
@@ -27,19 +27,27 @@ def tolerating_failures(of: str, step: int | None = None) -> Iterator[None]:
 
 class Tracking:
     """
-    The tracker that `--logger` names, through Accelerate. One that fails is left alone until it is started again.
+    The tracker that `--logger` names, through Accelerate. A tracker that fails is left alone until it is started again.
 
     Args:
-        accelerator ([`~accelerate.Accelerator`]): With that tracker.
-        name (`str`): Of the project.
+        accelerator ([`~accelerate.Accelerator`]): Made with that tracker.
+        name (`str`): The name of the project.
         args (`argparse.Namespace`): The options of the run.
 
     Attributes:
-        ids (`dict[str, str]`): What Weights & Biases and Trackio call the run, to go on in the same curve.
-        failed (`bool`): Whether it has failed since it was started.
+        ids (`dict[str, str]`): The run's id at Weights & Biases or name at Trackio, which continues the same curve.
+        failed (`bool`): Whether the tracker has failed since it was started.
+
+    Raises:
+        ImportError: the tracker is not installed. Accelerate would train without one.
     """
 
     def __init__(self, accelerator: Accelerator, name: str, args: Namespace):
+        if args.logger != "none" and not accelerator.log_with:
+            raise ImportError(
+                f"`--logger` is {args.logger}, but that package is not installed: `pip install {args.logger}`, or give"
+                " `--logger none`."
+            )
         self.accelerator = accelerator
         self.name = name
         self.args = args
@@ -49,21 +57,17 @@ class Tracking:
     def start(self, step: int) -> None:
         """Begin after this step. A run that is resumed goes on in the same curve."""
         self.failed = False
-        kind = self.args.logger
-        if kind == "none":
-            return
+        resumed = self.args.resume_from_checkpoint is not None or step > 0
+        options = {
+            "tensorboard": {"purge_step": step + 1 if resumed else None},
+            "wandb": {"id": self.ids.get("wandb"), "resume": "allow"},
+            "trackio": {"name": self.ids.get("trackio"), "resume": "allow"},
+        }
         config = {key: str(value) for key, value in vars(self.args).items() if key != "hub_token"}
-        if kind == "wandb":
-            options = {"id": self.ids.get("wandb"), "resume": "allow"}
-        elif kind == "trackio":
-            options = {"name": self.ids.get("trackio"), "resume": "allow"}
-        else:
-            resumed = self.args.resume_from_checkpoint is not None or step > 0
-            options = {"purge_step": step + 1 if resumed else None}
-        self.accelerator.init_trackers(self.name, config=config, init_kwargs={kind: options})
-        if self.accelerator.is_main_process and kind in ("wandb", "trackio"):
-            tracker = self.accelerator.get_tracker(kind, unwrap=True)
-            self.ids[kind] = tracker.id if kind == "wandb" else tracker.name
+        self.accelerator.init_trackers(self.name, config=config, init_kwargs=options)
+        if self.accelerator.is_main_process and (kind := self.args.logger) in ("wandb", "trackio"):
+            run = self.accelerator.get_tracker(kind, unwrap=True)
+            self.ids[kind] = run.id if kind == "wandb" else run.name
 
     def restart(self, step: int) -> None:
         """Try once more with one that has failed."""

@@ -1,6 +1,7 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """TensorBoard shows one curve of a run that was resumed; a tracker that fails does not end the run."""
 
+import importlib.util
 from argparse import Namespace
 
 import numpy as np
@@ -91,6 +92,15 @@ def test_without_a_tracker(tmp_path):
     tracking.log({"loss": 1.0}, 1)
     tracking.end(1)
     assert not tracking.failed and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("logger", ["wandb", "trackio"])
+def test_a_tracker_that_is_not_installed_is_named_at_the_start(logger, tmp_path):
+    if importlib.util.find_spec(logger) is not None:
+        pytest.skip(f"{logger} is installed")
+    message = f"`--logger` is {logger}, but that package is not installed: `pip install {logger}`"
+    with pytest.raises(ImportError, match=message):
+        tracking_of(tmp_path, logger=logger)
 
 
 def test_failures_are_told_and_ctrl_c_is_none(caplog):

@@ -24,6 +24,9 @@ from torch import nn
 
 from ddm_diffusers.model_card import framed_grid
 from ddm_diffusers.training import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
     HelpFormatter,
     ImageTransform,
     LatentSpace,
@@ -32,9 +35,9 @@ from ddm_diffusers.training import (
     WeightAverage,
     add_data_arguments,
     add_training_arguments,
-    check_training_arguments,
     load_image_dataset,
     load_lpips,
+    parse_arguments,
 )
 
 
@@ -105,26 +108,26 @@ def parse_args(input_args=None):
     model = parser.add_argument_group("model and objective")
     model.add_argument(
         "--block_out_channels",
-        type=int,
+        type=COUNT,
         nargs="+",
         default=[128, 256, 512, 512],
-        help="Channels of each level; the latents are 2^(levels - 1) times smaller than the images.",
+        help="Channels of each level. The latents are 2^(levels - 1) times smaller than the images.",
     )
-    model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
-    model.add_argument("--latent_channels", type=int, default=4, help="Channels of the latents.")
+    model.add_argument("--layers_per_block", type=COUNT, default=2, help="Residual blocks of each level.")
+    model.add_argument("--latent_channels", type=COUNT, default=4, help="Channels of the latents.")
     model.add_argument(
-        "--kl_weight", type=float, default=1e-6, help="Of the KL divergence, over the number of pixels."
+        "--kl_weight", type=NOT_NEGATIVE, default=1e-6, help="Weight of the KL divergence per pixel and channel."
     )
-    model.add_argument("--lpips_weight", type=float, default=0.0, help="Of LPIPS; the paper's is 1.")
-    model.add_argument("--adversarial_weight", type=float, default=0.0, help="Of the discriminator; try 0.1.")
-    model.add_argument("--adversarial_start_step", type=int, default=5000, help="When it sets in.")
+    model.add_argument("--lpips_weight", type=NOT_NEGATIVE, default=0.0, help="Weight of LPIPS; the paper's: 1.")
+    model.add_argument(
+        "--adversarial_weight", type=NOT_NEGATIVE, default=0.0, help="Weight of the discriminator; try 0.1."
+    )
+    model.add_argument(
+        "--adversarial_start_step", type=COUNT_OR_ZERO, default=5000, help="First step with the discriminator."
+    )
     add_training_arguments(parser)
     parser.set_defaults(output_dir="autoencoder", eval_batch_size=16)
-    args = parser.parse_args(input_args)
-    check_training_arguments(parser, args)
-    for name in ("kl_weight", "lpips_weight", "adversarial_weight"):
-        if not getattr(args, name) >= 0:
-            parser.error(f"--{name} is {getattr(args, name)}, but has to be 0 or more.")
+    args = parse_arguments(parser, input_args)
     if args.evaluation_steps is not None:
         parser.error("--evaluation_steps draws images, which an autoencoder does not.")
     if args.resolution % 2 ** (len(args.block_out_channels) - 1):

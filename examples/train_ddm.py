@@ -21,6 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ddm_diffusers import DDMPipeline
 from ddm_diffusers.training import (
     DIGITS_DEFAULTS,
+    PROBABILITY,
     HelpFormatter,
     ImageTransform,
     TrainingRun,
@@ -37,12 +38,11 @@ from ddm_diffusers.training import (
     build_scheduler,
     cache_latents,
     check_model_arguments,
-    check_training_arguments,
     ddm_loss,
     load_image_dataset,
     load_latent_space,
     load_perceptual_loss,
-    parse_with_defaults,
+    parse_arguments,
     preset_settings,
     sample_timesteps,
 )
@@ -54,14 +54,14 @@ def parse_args(input_args=None):
     data = add_data_arguments(parser)
     data.add_argument("--class_conditional", action="store_true", help="Train on the labels of the column `label`.")
     data.add_argument(
-        "--class_dropout_prob", type=float, default=0.1, help="How often the label is dropped, for guidance."
+        "--class_dropout_prob", type=PROBABILITY, default=0.1, help="Share of dropped labels, for guidance."
     )
 
     data.add_argument(
         "--augment_prob",
-        type=float,
+        type=PROBABILITY,
         default=0.0,
-        help="How often images are turned, scaled, stretched and shifted, of which the released network is told.",
+        help="Share of images that are rotated, scaled, stretched and shifted. Needs --architecture released.",
     )
     add_latent_arguments(parser)
     add_model_arguments(parser)
@@ -69,13 +69,8 @@ def parse_args(input_args=None):
     add_objective_arguments(parser)
     add_training_arguments(parser)
 
-    args = parse_with_defaults(parser, input_args, DIGITS_DEFAULTS)
-    check_training_arguments(parser, args)
+    args = parse_arguments(parser, input_args, DIGITS_DEFAULTS)
     check_model_arguments(parser, args, input_args)
-    if not 0 <= args.class_dropout_prob <= 1:
-        parser.error(f"--class_dropout_prob is {args.class_dropout_prob}, but has to be in [0, 1].")
-    if not 0 <= args.augment_prob <= 1:
-        parser.error(f"--augment_prob is {args.augment_prob}, but has to be in [0, 1].")
     released = args.architecture == "released" or args.pretrained_model_name_or_path is not None
     if args.augment_prob and (args.vae_name_or_path is not None or not released):
         parser.error("--augment_prob needs --architecture released, and images instead of latents.")
@@ -83,6 +78,11 @@ def parse_args(input_args=None):
         parser.error("--latent_cache_dir needs an autoencoder, --vae_name_or_path.")
     if args.model_type == "dit" and args.preset is not None:
         parser.error(f"--preset is {args.preset}, whose network is --model_type unet.")
+    if args.model_type == "dit" and (args.num_attention_heads or 1) * args.attention_head_dim % 4:
+        parser.error(
+            f"--num_attention_heads is {args.num_attention_heads} and --attention_head_dim is {args.attention_head_dim},"
+            " but their product has to be a multiple of 4, for the embedding of positions."
+        )
     if args.model_type == "dit" and args.num_decoders == 2:
         parser.error("--num_decoders is 2, which is for --model_type unet; a transformer has none.")
     return args

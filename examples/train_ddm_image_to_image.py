@@ -21,7 +21,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from ddm_diffusers import DDMImageToImagePipeline
 from ddm_diffusers.latents import scale_latents
 from ddm_diffusers.training import (
+    COUNT,
     DIGITS_DEFAULTS,
+    PROBABILITY,
     TASKS,
     ConditionalTransform,
     HelpFormatter,
@@ -37,13 +39,12 @@ from ddm_diffusers.training import (
     build_model,
     build_scheduler,
     check_model_arguments,
-    check_training_arguments,
     ddm_loss,
     load_image_dataset,
     load_latent_space,
     load_perceptual_loss,
     pair_grid,
-    parse_with_defaults,
+    parse_arguments,
     preset_settings,
     sample_timesteps,
 )
@@ -56,7 +57,7 @@ def parse_args(input_args=None):
     data.add_argument("--task", choices=TASKS, help="Make pairs from plain images. Default: the data set has them.")
     data.add_argument(
         "--upscale",
-        type=int,
+        type=COUNT,
         help="How much larger the targets are than the conditions. Default: 4 for super-resolution, else 1.",
     )
     data.add_argument(
@@ -66,7 +67,7 @@ def parse_args(input_args=None):
     )
     data.add_argument(
         "--conditioning_dropout_prob",
-        type=float,
+        type=PROBABILITY,
         default=0.1,
         help="How often the condition is dropped, for guidance.",
     )
@@ -76,15 +77,12 @@ def parse_args(input_args=None):
     add_training_arguments(parser)
     parser.set_defaults(output_dir="ddm-image-to-image")
 
-    args = parse_with_defaults(parser, input_args, DIGITS_DEFAULTS)
-    check_training_arguments(parser, args)
+    args = parse_arguments(parser, input_args, DIGITS_DEFAULTS)
     check_model_arguments(parser, args, input_args)
     if args.upscale is None:
         args.upscale = 4 if args.task == "super_resolution" else 1
     if args.evaluation_steps is not None:
         parser.error("--evaluation_steps compares images that have no condition; it is for train_ddm.py.")
-    if not 0 <= args.conditioning_dropout_prob <= 1:
-        parser.error(f"--conditioning_dropout_prob is {args.conditioning_dropout_prob}, but has to be in [0, 1].")
     return args
 
 

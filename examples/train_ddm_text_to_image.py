@@ -24,6 +24,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from ddm_diffusers import DDMScheduler
 from ddm_diffusers.model_card import framed_grid
 from ddm_diffusers.training import (
+    COUNT,
+    NOT_NEGATIVE,
+    PROBABILITY,
     CaptionTransform,
     HelpFormatter,
     TrainingRun,
@@ -34,12 +37,12 @@ from ddm_diffusers.training import (
     add_training_arguments,
     build_text_unet,
     cache_latents,
-    check_training_arguments,
     ddm_loss,
     load_image_dataset,
     load_perceptual_loss,
     load_text_encoder,
     load_text_space,
+    parse_arguments,
     sample_timesteps,
 )
 
@@ -57,7 +60,9 @@ def parse_args(input_args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     data = add_data_arguments(parser)
     data.add_argument("--caption_column", default="text", help="Of captions, or lists of which one is drawn.")
-    data.add_argument("--caption_dropout_prob", type=float, default=0.1, help="How often it is empty, for guidance.")
+    data.add_argument(
+        "--caption_dropout_prob", type=PROBABILITY, default=0.1, help="Share of empty captions, for guidance."
+    )
     data.add_argument(
         "--validation_prompts", nargs="+", help="What the grids of samples show. Default: captions of the data set."
     )
@@ -76,25 +81,27 @@ def parse_args(input_args=None):
     model.add_argument("--pixel_space", action="store_true", help="Train on pixels, without an autoencoder.")
     model.add_argument(
         "--block_out_channels",
-        type=int,
+        type=COUNT,
         nargs="+",
         help="Channels of each level. Default: by the number of images and their size.",
     )
-    model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
+    model.add_argument("--layers_per_block", type=COUNT, default=2, help="Residual blocks of each level.")
     model.add_argument(
-        "--attention_head_dim", type=int, default=8, help="Heads of each attention, as diffusers names it."
+        "--attention_head_dim", type=COUNT, default=8, help="Heads of each attention, as diffusers names it."
     )
-    model.add_argument("--guidance_scale", type=float, default=4.0, help="Of the samples.")
+    model.add_argument("--guidance_scale", type=NOT_NEGATIVE, default=4.0, help="Guidance scale of the samples.")
     model.add_argument("--noise_schedule", default="sqrt", choices=["sqrt", "linear"], help="sigma_t = sqrt(t) or t.")
     add_objective_arguments(parser)
     add_training_arguments(parser)
     parser.set_defaults(output_dir="ddm-text-to-image", eval_batch_size=16)
-    args = parser.parse_args(input_args)
-    check_training_arguments(parser, args)
+    args = parse_arguments(parser, input_args)
+    if min(args.block_out_channels or [128]) < args.attention_head_dim:
+        parser.error(
+            f"--attention_head_dim is {args.attention_head_dim}, but --block_out_channels are {args.block_out_channels}:"
+            " an attention has at most as many heads as channels."
+        )
     if args.evaluation_steps is not None:
         parser.error("--evaluation_steps draws images without captions; it is for train_ddm.py.")
-    if not 0 <= args.caption_dropout_prob <= 1:
-        parser.error(f"--caption_dropout_prob is {args.caption_dropout_prob}, but has to be in [0, 1].")
     if args.pixel_space and (args.vae_name_or_path or args.latent_cache_dir or args.from_pretrained_unet):
         parser.error(
             "--pixel_space goes without --vae_name_or_path, --latent_cache_dir and --from_pretrained_unet; a model of pixels"

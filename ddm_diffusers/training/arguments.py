@@ -1,7 +1,13 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
-"""The options that all training scripts share."""
+"""The options that all training scripts share, the range of each, and the command that repeats a run."""
 
 import argparse
+import math
+import shlex
+from argparse import BooleanOptionalAction
+from collections.abc import Callable
+
+from accelerate import Accelerator
 
 from ..presets import PRESETS, training_options
 from .objective import RECONSTRUCTIONS, TIMESTEP_DISTRIBUTIONS, WEIGHTINGS
@@ -9,56 +15,48 @@ from .objective import RECONSTRUCTIONS, TIMESTEP_DISTRIBUTIONS, WEIGHTINGS
 
 LR_SCHEDULERS = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
-AT_LEAST_ONE = (
-    "resolution",
-    "train_batch_size",
-    "num_epochs",
-    "max_train_steps",
-    "gradient_accumulation_steps",
-    "num_layers",
-    "num_attention_heads",
-    "attention_head_dim",
-    "patch_size",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "save_images_epochs",
-    "save_images_steps",
-    "eval_batch_size",
-    "evaluation_steps",
-    "shuffle_buffer_size",
-)
+
+
 # Options that change nothing about the weights that come out. All others have to be the same when a run is resumed.
-FREE_OPTIONS = (
-    "cache_dir",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "compile",
-    "dataloader_num_workers",
-    "eval_batch_size",
-    "evaluation_samples",
-    "evaluation_steps",
-    "feature_extractor",
-    "gradient_accumulation_steps",  # the product with the next ones is compared
-    "gradient_checkpointing",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_token",
-    "latent_cache_dir",
-    "license",
-    "logger",
-    "logging_dir",
-    "num_epochs",
-    "num_inference_steps",
-    "output_dir",
-    "push_every_checkpoint",
-    "push_to_hub",
-    "resume_from_checkpoint",
-    "save_images_epochs",
-    "save_images_steps",
-    "seed",  # it is taken from the checkpoint if it is not given
-    "skip_bad_images",  # what a run asks for that has met one
-    "train_batch_size",
-)
+# gradient_accumulation_steps and train_batch_size are compared as a product, and num_epochs as max_train_steps.
+FREE_OPTIONS = """
+    cache_dir checkpointing_steps checkpoints_total_limit compile dataloader_num_workers eval_batch_size
+    evaluation_samples evaluation_steps feature_extractor gradient_accumulation_steps gradient_checkpointing
+    hub_model_id hub_private_repo hub_token latent_cache_dir license logger logging_dir num_epochs num_inference_steps
+    output_dir push_every_checkpoint push_to_hub resume_from_checkpoint save_images_epochs save_images_steps seed
+    skip_bad_images train_batch_size
+""".split()
+
+
+def number(interval: str = "(-inf, inf)", kind: type = float) -> Callable[[str], float]:
+    """
+    A `type` for `add_argument` that accepts the numbers of an interval, and never NaN or an infinity.
+
+    Args:
+        interval (`str`, defaults to `"(-inf, inf)"`): `"[0, 1)"` accepts 0 and refuses 1.
+        kind (`type`, defaults to `float`): `int` accepts whole numbers only.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (
+            low < value < high or (interval[0] == "[" and value == low) or (interval[-1] == "]" and value == high)
+        ):
+            noun = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is given, but only a {noun} in {interval} is accepted.")
+        return value
+
+    return parse
+
+
+COUNT, COUNT_OR_ZERO = number("[1, inf)", int), number("[0, inf)", int)
+POSITIVE, NOT_NEGATIVE, PROBABILITY = number("(0, inf)"), number("[0, inf)"), number("[0, 1]")
+# Each process adds its number to the seed, and NumPy takes 32 bits.
+SEED = number(f"[0, {2**31 - 1}]", int)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -71,27 +69,26 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options of [`load_image_dataset`], [`ImageTransform`] and [`TrainingBatches`]."""
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", help="A data set on the Hub, or a local path that datasets can load.")
+    data.add_argument("--dataset_name", help="A data set on the Hub, or a local path that datasets loads.")
     data.add_argument("--dataset_config_name", help="The configuration of the data set.")
     data.add_argument(
-        "--train_data_dir",
-        help="A folder of images (a subfolder for each class, if any), of parquet or of arrow files.",
+        "--train_data_dir", help="A folder of images (one subfolder per class, if any), parquet files or arrow files."
     )
-    data.add_argument("--cache_dir", help="Where downloaded and converted data sets are kept.")
-    data.add_argument("--streaming", action="store_true", help="Read the data as they are needed, without a copy.")
+    data.add_argument("--cache_dir", help="The folder for downloaded and converted data sets.")
+    data.add_argument("--streaming", action="store_true", help="Read the data during training, without a local copy.")
     data.add_argument(
-        "--shuffle_buffer_size", type=int, default=1000, help="From how many images of a stream the next is drawn."
+        "--shuffle_buffer_size", type=COUNT, default=1000, help="Number of images in the shuffle buffer of a stream."
     )
-    data.add_argument("--resolution", type=int, default=64, help="Height and width of the training images.")
+    data.add_argument("--resolution", type=COUNT, default=64, help="Height and width of the training images.")
     data.add_argument("--center_crop", action="store_true", help="Crop at the center instead of at random.")
+    data.add_argument("--random_flip", action=BooleanOptionalAction, default=False, help="Mirror half of the images.")
     data.add_argument(
-        "--random_flip", action=argparse.BooleanOptionalAction, default=False, help="Mirror half of the images."
+        "--image_mode", choices=["L", "RGB"], help="Grayscale or color. Default: the mode of the first image."
     )
-    data.add_argument("--image_mode", choices=["L", "RGB"], help="Grey or colour. Default: as the first image is.")
+    data.add_argument("--skip_bad_images", action="store_true", help="Skip images that do not decode.")
     data.add_argument(
-        "--skip_bad_images", action="store_true", help="Leave images out that do not decode, instead of stopping."
+        "--dataloader_num_workers", type=COUNT_OR_ZERO, default=0, help="Worker processes that load the data."
     )
-    data.add_argument("--dataloader_num_workers", type=int, default=0, help="0 loads in the main process.")
     return data
 
 
@@ -99,50 +96,45 @@ def add_latent_arguments(parser: argparse.ArgumentParser, cache: bool = True) ->
     """Add the options of [`load_vae`] and, with `cache`, of [`CachedLatents`]."""
     latents = parser.add_argument_group("latent space")
     latents.add_argument(
-        "--vae_name_or_path", help="Train in the latent space of this autoencoder: on the Hub, or a folder."
+        "--vae_name_or_path", help="Train in the latent space of this autoencoder: a Hub repository, or a folder."
     )
-    latents.add_argument("--vae_subfolder", help="Where it is in there; vae, if it is a pipeline.")
+    latents.add_argument("--vae_subfolder", help="Its subfolder: vae, if the repository is a pipeline.")
     if cache:
-        latents.add_argument(
-            "--latent_cache_dir", help="Encode all images once, into this folder. Needs --center_crop."
-        )
+        latents.add_argument("--latent_cache_dir", help="Encode images once, into this folder. Needs --center_crop.")
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of [`ddm_loss`] and [`sample_timesteps`]."""
-    objective = parser.add_argument_group("objective")
-    objective.add_argument(
-        "--weighting", default="velocity", choices=WEIGHTINGS, help="Weighting of the loss; none: the paper's."
-    )
-    objective.add_argument(
-        "--reconstruction_weight", type=float, default=0.0, help="Weight of the clean image's error."
-    )
-    objective.add_argument(
-        "--reconstruction", default="squared", choices=RECONSTRUCTIONS, help="Which error that is, see ddm_loss."
-    )
-    objective.add_argument(
+    add = parser.add_argument_group("objective").add_argument
+    add("--weighting", default="velocity", choices=WEIGHTINGS, help="Loss weighting; none: the paper's.")
+    add("--reconstruction_weight", type=NOT_NEGATIVE, default=0.0, help="Weight of the reconstruction loss.")
+    add("--reconstruction", default="squared", choices=RECONSTRUCTIONS, help="The reconstruction loss, see ddm_loss.")
+    add(
         "--lpips",
-        action=argparse.BooleanOptionalAction,
+        action=BooleanOptionalAction,
         default=False,
-        help="LPIPS in that error, for --reconstruction ddm and adm; needs the package lpips.",
+        help="LPIPS in --reconstruction ddm and adm: `pip install lpips`.",
     )
-    objective.add_argument(
+    add(
         "--use_l1",
-        action=argparse.BooleanOptionalAction,
+        action=BooleanOptionalAction,
         default=False,
-        help="Mean of squared and absolute errors instead of squared ones.",
+        help="Average squared and absolute errors, instead of squared errors.",
     )
-    objective.add_argument(
-        "--t_min", type=float, default=1e-4, help="The smallest of uniform times, also of the weights; in (0, 1)."
+    add(
+        "--t_min",
+        type=number("(0, 1)"),
+        default=1e-4,
+        help="The smallest uniform time, and a lower bound for times in the loss weights.",
     )
-    objective.add_argument(
+    add(
         "--timestep_distribution",
         default="logit_normal",
         choices=TIMESTEP_DISTRIBUTIONS,
-        help="How training times are drawn; uniform: the paper's.",
+        help="The distribution of training times; uniform: the paper's.",
     )
-    objective.add_argument("--logit_mean", type=float, default=0.0, help="Of log(sigma / alpha), if logit_normal.")
-    objective.add_argument("--logit_std", type=float, default=1.0, help="Of log(sigma / alpha), if logit_normal.")
+    add("--logit_mean", type=number(), default=0.0, help="Mean of log(sigma / alpha) for logit_normal.")
+    add("--logit_std", type=POSITIVE, default=1.0, help="Standard deviation of log(sigma / alpha) for logit_normal.")
 
 
 def add_preset_argument(parser: argparse.ArgumentParser) -> None:
@@ -150,128 +142,166 @@ def add_preset_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="The method of the authors' release DDM-Public or ADM-Public: network, loss, times and sampler. Other options"
-        " replace its own.",
+        help="The method of the authors' release DDM-Public or ADM-Public: network, loss, times and sampler. Options that"
+        " you give override it.",
     )
-
-
-def parse_with_defaults(
-    parser: argparse.ArgumentParser, input_args: list[str] | None, digits: dict | None = None
-) -> argparse.Namespace:
-    """
-    Parse the options; those that are not given are the preset's, or, without a data set, those for digits.
-
-    Args:
-        parser (`argparse.ArgumentParser`): With the options of a training script.
-        input_args (`list[str]`, *optional*): The command line. Default: that of the program.
-        digits (`dict`, *optional*): What replaces the defaults, and the preset's, where no data set is named.
-    """
-    args = parser.parse_args(input_args)
-    if getattr(args, "preset", None) is not None:
-        options = training_options(args.preset, args.vae_name_or_path is not None)
-        parser.set_defaults(**{name: value for name, value in options.items() if hasattr(args, name)})
-    if digits is not None and args.dataset_name is None and args.train_data_dir is None:
-        parser.set_defaults(**{name: value for name, value in digits.items() if hasattr(args, name)})
-    return parser.parse_args(input_args)
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the optimization, and what [`TrainingRun`] writes."""
-    training = parser.add_argument_group("training")
-    training.add_argument(
-        "--train_batch_size", type=int, help="Batch size per process. Default: 16, or 64 for many small images."
-    )
-    training.add_argument("--num_epochs", type=int, default=100, help="How often all images are seen.")
-    training.add_argument("--max_train_steps", type=int, help="Optimizer steps; overrides num_epochs.")
-    training.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
-    training.add_argument("--learning_rate", type=float, default=1e-4, help="After the warm-up.")
-    training.add_argument(
-        "--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, help="The learning rate after the warm-up."
-    )
-    training.add_argument(
+    """Add the options of the optimization, and of what [`TrainingRun`] writes."""
+    add = parser.add_argument_group("training").add_argument
+    add("--train_batch_size", type=COUNT, help="Batch size per process. Default: 16, or 64 for many small images.")
+    add("--num_epochs", type=COUNT, default=100, help="Number of passes over all images.")
+    add("--max_train_steps", type=COUNT, help="Number of optimizer steps. Overrides --num_epochs.")
+    add("--gradient_accumulation_steps", type=COUNT, default=1, help="Batches per optimizer step.")
+    add("--learning_rate", type=POSITIVE, default=1e-4, help="Learning rate after the warm-up.")
+    add("--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, help="Learning-rate schedule after the warm-up.")
+    add(
         "--lr_warmup_steps",
-        type=int,
-        help="Steps until the learning rate is reached. Default: a tenth of the run, at most 500.",
+        type=COUNT_OR_ZERO,
+        help="Steps of learning-rate warm-up. Default: a tenth of the run, at most 500.",
     )
-    training.add_argument("--adam_beta1", type=float, default=0.95, help="Of AdamW.")
-    training.add_argument("--adam_beta2", type=float, default=0.999, help="Of AdamW.")
-    training.add_argument("--adam_weight_decay", type=float, default=1e-6, help="Of AdamW.")
-    training.add_argument("--adam_epsilon", type=float, default=1e-8, help="Of AdamW.")
-    training.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to it.")
-    training.add_argument(
+    below_one = number("[0, 1)")
+    add("--adam_beta1", type=below_one, default=0.95, help="AdamW beta1.")
+    add("--adam_beta2", type=below_one, default=0.999, help="AdamW beta2.")
+    add("--adam_weight_decay", type=NOT_NEGATIVE, default=1e-6, help="AdamW weight decay.")
+    add("--adam_epsilon", type=POSITIVE, default=1e-8, help="AdamW epsilon.")
+    add("--max_grad_norm", type=POSITIVE, default=1.0, help="Clip gradients to this norm.")
+    add(
         "--use_ema",
-        action=argparse.BooleanOptionalAction,
+        action=BooleanOptionalAction,
         default=True,
-        help="Average the weights; the average is what is sampled from and saved.",
+        help="Average the weights. Samples and the result use the average.",
     )
-    training.add_argument(
-        "--ema_inv_gamma", type=float, default=1.0, help="decay = 1 - (1 + step / inv_gamma)^-power."
+    add("--ema_inv_gamma", type=POSITIVE, default=1.0, help="EMA decay: 1 - (1 + step / ema_inv_gamma)^-ema_power.")
+    add("--ema_power", type=POSITIVE, default=3 / 4, help="Exponent of the EMA decay, see --ema_inv_gamma.")
+    add("--ema_max_decay", type=PROBABILITY, default=0.9999, help="Upper bound of the EMA decay.")
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: the precision of accelerate's config.")
+    add("--gradient_checkpointing", action="store_true", help="Use less memory and more time.")
+    add("--compile", action="store_true", help="Compile the model with torch.compile.")
+    add(
+        "--seed",
+        type=SEED,
+        help="Makes the run reproducible. Default: a random seed, or the checkpoint's when a run is resumed.",
     )
-    training.add_argument("--ema_power", type=float, default=3 / 4, help="See above.")
-    training.add_argument("--ema_max_decay", type=float, default=0.9999, help="Upper end of the decay.")
-    training.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's config.")
-    training.add_argument("--gradient_checkpointing", action="store_true", help="Less memory, more time.")
-    training.add_argument("--compile", action="store_true", help="Compile the model with torch.compile.")
-    training.add_argument("--seed", type=int, help="Makes the run reproducible.")
 
-    output = parser.add_argument_group("output")
-    output.add_argument("--output_dir", default="ddm-model", help="Where pipeline, checkpoints and samples go.")
-    output.add_argument("--num_inference_steps", type=int, default=10, help="Steps of the samples.")
-    output.add_argument("--save_images_epochs", type=int, default=10, help="Epochs between grids of samples.")
-    output.add_argument("--save_images_steps", type=int, help="Steps between grids of samples, instead of epochs.")
-    output.add_argument("--eval_batch_size", type=int, default=64, help="Images in a grid of samples.")
-    output.add_argument("--evaluation_steps", type=int, help="Steps between evaluations. Default: none.")
-    output.add_argument("--evaluation_samples", type=int, default=1000, help="Images that an evaluation draws.")
-    output.add_argument(
-        "--feature_extractor", help="Of the evaluation, as for examples/evaluate.py. Default: Inception."
-    )
-    output.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints.")
-    output.add_argument("--checkpoints_total_limit", type=int, help="How many checkpoints to keep.")
-    output.add_argument("--resume_from_checkpoint", help="A checkpoint's folder name, or `latest`.")
-    output.add_argument("--logger", default="tensorboard", choices=TRACKERS, help="Tracker.")
-    output.add_argument("--logging_dir", default="logs", help="Where TensorBoard's files go, inside output_dir.")
-    output.add_argument("--push_to_hub", action="store_true", help="Upload the pipeline at the end.")
-    output.add_argument(
-        "--push_every_checkpoint", action="store_true", help="Upload in the background at every checkpoint as well."
-    )
-    output.add_argument("--hub_model_id", help="The repository to upload to. Default: the name of output_dir.")
-    output.add_argument("--hub_token", help="Default: the token that you are logged in with.")
-    output.add_argument("--hub_private_repo", action="store_true", help="Create a private repository.")
-    output.add_argument("--license", help="The licence that the model card names, apache-2.0 say.")
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", default="ddm-model", help="The folder for pipeline, checkpoints and samples.")
+    add("--num_inference_steps", type=COUNT, default=10, help="Inference steps of the samples.")
+    add("--save_images_epochs", type=COUNT, default=10, help="Epochs between sample grids.")
+    add("--save_images_steps", type=COUNT, help="Steps between sample grids, instead of epochs.")
+    add("--eval_batch_size", type=COUNT, default=64, help="Images per sample grid.")
+    add("--evaluation_steps", type=COUNT, help="Steps between evaluations. Default: no evaluation.")
+    add("--evaluation_samples", type=number("[4, inf)", int), default=1000, help="Images that an evaluation draws.")
+    add("--feature_extractor", help="Evaluate with this network, see examples/evaluate.py. Default: Inception.")
+    add("--checkpointing_steps", type=COUNT, default=500, help="Steps between checkpoints.")
+    add("--checkpoints_total_limit", type=COUNT, help="Number of checkpoints to keep. Default: all.")
+    add("--resume_from_checkpoint", help="The folder name of a checkpoint, or `latest`.")
+    add("--logger", default="tensorboard", choices=TRACKERS, help="The tracker.")
+    add("--logging_dir", default="logs", help="The folder of TensorBoard's files inside output_dir.")
+    add("--push_to_hub", action="store_true", help="Upload the pipeline at the end.")
+    add("--push_every_checkpoint", action="store_true", help="Upload at every checkpoint too.")
+    add("--hub_model_id", help="The repository to upload to. Default: the name of output_dir.")
+    add("--hub_token", help="Default: the token that you are logged in with.")
+    add("--hub_private_repo", action="store_true", help="Make a new repository private.")
+    add("--license", help="The license in the model card, e.g. apache-2.0.")
 
 
-def check_training_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the program with a message about options that contradict each other or are out of range."""
-    for name in AT_LEAST_ONE:
-        value = getattr(args, name, None)
-        if value is not None and value < 1:
-            parser.error(f"--{name} is {value}, but has to be 1 or more.")
-    if args.seed is not None and args.seed < 0:
-        parser.error(f"--seed is {args.seed}, but has to be 0 or more.")
-    if getattr(args, "logit_std", 1.0) <= 0:
-        parser.error(f"--logit_std is {args.logit_std}, but has to be above 0.")
-    if not 0 < getattr(args, "t_min", 0.5) < 1:
-        parser.error(f"--t_min is {args.t_min}, but has to be in (0, 1).")
+class Options(argparse.Namespace):
+    """The options of a run. Their `defaults` are in a slot, so that `vars` lists the options alone."""
+
+    __slots__ = ("defaults",)
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, input_args: list[str] | None = None, digits: dict | None = None
+) -> Options:
+    """
+    Parse the options of a training script and refuse what does not go together.
+
+    Options that are not given are the preset's or, without a data set, those for digits, or else the parser's defaults.
+
+    Args:
+        parser (`argparse.ArgumentParser`):
+            With the options of [`add_data_arguments`] and [`add_training_arguments`], and others.
+        input_args (`list[str]`, *optional*): The command line. Default: the program's.
+        digits (`dict`, *optional*): Defaults that replace the parser's and the preset's where no data set is named.
+    """
+    args, defaults = parser.parse_args(input_args), {}
+    if getattr(args, "preset", None) is not None:
+        defaults |= training_options(args.preset, args.vae_name_or_path is not None)
+    if digits is not None and args.dataset_name is None and args.train_data_dir is None:
+        defaults |= digits
+    if args.resume_from_checkpoint is not None:
+        defaults.pop("seed", None)  # a run that goes on has its checkpoint's
+    parser.set_defaults(**{name: value for name, value in defaults.items() if hasattr(args, name)})
+    args = parser.parse_args(input_args, Options())
+    args.defaults = {name: parser.get_default(name) for name in vars(args)}
+    _refuse_contradictions(parser, args)
+    return args
+
+
+def _refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if getattr(args, "lpips", False) and args.reconstruction not in ("ddm", "adm"):
         parser.error(f"--lpips is for --reconstruction ddm and adm, not {args.reconstruction}.")
+    channels = getattr(args, "block_out_channels", None)
+    if getattr(args, "architecture", "diffusers") == "released" and channels and channels[0] % 2:
+        parser.error(f"--block_out_channels are {channels}, but --architecture released needs an even number first.")
     if args.streaming and args.max_train_steps is None:
-        parser.error("--max_train_steps is not given, but --streaming needs it: a stream does not tell its length.")
+        parser.error("--max_train_steps is not given. Streaming data sets have no length, so --streaming needs it.")
     if args.streaming and args.evaluation_steps is not None:
         parser.error("--evaluation_steps compares with all images of the data set, which --streaming does not have.")
     if args.feature_extractor is not None and args.evaluation_steps is None:
-        parser.error("--feature_extractor is for the evaluation, which --evaluation_steps asks for.")
-    if args.evaluation_samples < 4:
-        parser.error(f"--evaluation_samples is {args.evaluation_samples}, but has to be 4 or more.")
+        parser.error("--feature_extractor is for evaluations. Give --evaluation_steps too.")
     if getattr(args, "latent_cache_dir", None) is not None:
         if not args.center_crop:
             parser.error("--latent_cache_dir keeps one crop of each image and needs --center_crop.")
         if args.streaming:
-            parser.error("--latent_cache_dir needs a data set whose rows have numbers, not --streaming.")
+            parser.error("--latent_cache_dir needs a data set with numbered rows, not --streaming.")
     if not args.push_to_hub and (args.push_every_checkpoint or args.hub_model_id):
         parser.error("--push_every_checkpoint and --hub_model_id need --push_to_hub.")
 
 
+def check_mixed_precision(accelerator: Accelerator) -> None:
+    """
+    Refuse fp16 on a CPU, where accelerate would train in float32 without a word.
+
+    Raises:
+        ValueError: the precision, from `--mixed_precision` or from accelerate's config, is fp16, and the device a CPU.
+    """
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("`--mixed_precision` is fp16, but a CPU does not train in fp16: give bf16 or no.")
+
+
 def settings_that_matter(args: argparse.Namespace) -> dict:
-    """The options that a run has to share with the one that it continues: all but `FREE_OPTIONS`."""
+    """The options that a run shares with the run it continues: all but `FREE_OPTIONS`, and the seed if it is given."""
     settings = {key: value for key, value in vars(args).items() if key not in FREE_OPTIONS}
     return settings if args.seed is None else settings | {"seed": args.seed}
+
+
+def command_line(script: str, args: argparse.Namespace, seed: int) -> str | None:
+    """
+    The command that repeats a run, from its beginning and without secrets: all options that are not the defaults.
+
+    Args:
+        script (`str`): The name of the script in `examples/`, without `.py`.
+        args (`argparse.Namespace`): The options of the run.
+        seed (`int`): The seed of the run, given or drawn.
+
+    Returns:
+        `str` or `None`: `None` if the options are not from [`parse_arguments`], and their defaults are not known.
+    """
+    if not isinstance(args, Options):
+        return None
+    words = ["accelerate", "launch", f"examples/{script}.py"]
+    for name, default in args.defaults.items():
+        value = getattr(args, name)
+        if name in ("hub_token", "resume_from_checkpoint", "seed") or value in (None, default):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words += [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
+    return shlex.join([*words, "--seed", str(seed)])

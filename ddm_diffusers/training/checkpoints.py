@@ -111,6 +111,7 @@ class Checkpoints:
     def _check_settings(self, checkpoint: Path) -> None:
         path = checkpoint / SETTINGS_NAME
         saved = json.loads(path.read_text()) if path.is_file() else {}
+        self.settings.setdefault("seed", saved.get("seed"))  # without one of its own a run goes on with this one
         differences = _differences(saved, self.settings)
         if differences:
             raise ValueError(

@@ -20,6 +20,7 @@ from diffusers import DDPMScheduler, SchedulerMixin, UNet2DConditionModel, UNet2
 from .. import presets
 from ..models import DDMDiTTransformer2DModel, DDMUNet2DConditionModel, DDMUNet2DModel, IdentityAutoencoder
 from ..schedulers import DDMScheduler
+from .arguments import COUNT, POSITIVE, number
 from .augmentation import NUM_LABELS
 from .data import ImageTransform
 from .defaults import default_block_out_channels
@@ -89,18 +90,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--block_out_channels",
-        type=int,
+        type=number("[8, inf)", int),  # diffusers' attention has heads of 8 channels
         nargs="+",
         help="Channels of each level. Default: by the number of images and their size.",
     )
-    model.add_argument("--layers_per_block", type=int, default=2, help="Residual blocks of each level.")
+    model.add_argument("--layers_per_block", type=COUNT, default=2, help="Residual blocks of each level.")
     model.add_argument(
         "--attention_resolutions",
-        type=int,
+        type=COUNT,
         nargs="*",
         help="Heights of the levels with self-attention. Default: 16 and below.",
     )
-    model.add_argument("--dropout", type=float, default=0.0, help="Dropout of the residual blocks.")
+    model.add_argument("--dropout", type=number("[0, 1)"), default=0.0, help="Dropout of the residual blocks.")
     model.add_argument(
         "--architecture",
         default="diffusers",
@@ -117,7 +118,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--sigma_data",
-        type=float,
+        type=POSITIVE,
         help="Root mean square of the training data. Default: 1 for images; latents are measured.",
     )
     model.add_argument("--attenuation", default="constant", choices=["constant", "linear"], help="How images fade.")
@@ -129,15 +130,15 @@ def add_transformer_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("transformer")
     model.add_argument("--model_type", default="unet", choices=["unet", "dit"], help="dit: a transformer of patches.")
     model.add_argument(
-        "--num_layers", type=int, help="Blocks of the transformer. Default: 6 to 12, by the number of images."
+        "--num_layers", type=COUNT, help="Blocks of the transformer. Default: 6 to 12, by the number of images."
     )
     model.add_argument(
         "--num_attention_heads",
-        type=int,
+        type=COUNT,
         help="Attention heads of the transformer. Default: 3 to 6, by the number of images.",
     )
-    model.add_argument("--attention_head_dim", type=int, default=64, help="Channels of each attention head.")
-    model.add_argument("--patch_size", type=int, default=2, help="Height and width of a patch.")
+    model.add_argument("--attention_head_dim", type=COUNT, default=64, help="Channels of each attention head.")
+    model.add_argument("--patch_size", type=COUNT, default=2, help="Height and width of a patch.")
 
 
 def check_model_arguments(

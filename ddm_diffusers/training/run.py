@@ -4,9 +4,8 @@
 import logging
 import math
 import random
-import shlex
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..hub import TRAINING_FILES
 from ..model_card import sample_grid
-from .arguments import settings_that_matter
+from .arguments import check_mixed_precision, command_line, settings_that_matter
 from .checkpoints import PREFIX, Checkpoints, refuse_used_folder
 from .data import ImageTransform, TrainingBatches
 from .defaults import set_data_defaults, training_length
@@ -105,6 +104,7 @@ class TrainingRun:
             # else accelerate advances the learning rate once for each process
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
+        check_mixed_precision(self.accelerator)
         self.mixed_precision = self.accelerator.mixed_precision
         self.sharding = configure_sharding(self.accelerator, args)
         # a scaler skips steps that are not finite
@@ -122,6 +122,7 @@ class TrainingRun:
         self.seed = self._gather([seed])[0]
         set_seed(self.seed)
 
+        self.tracking = Tracking(self.accelerator, name, args)
         self.uploader = None
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,6 @@ class TrainingRun:
                 self.uploader = HubUploader(
                     args.hub_model_id or self.output_dir.name, args.hub_token, args.hub_private_repo
                 )
-        self.tracking = Tracking(self.accelerator, name, args)
         self.card = {}
         self.sample_grid = sample_grid
         self.global_step = 0
@@ -190,6 +190,7 @@ class TrainingRun:
             logger.info(f"Resuming from {checkpoint}")
             accelerator.load_state(checkpoint)
             self.best = read_best(self.output_dir, self.global_step)
+        self.checkpoints.settings["seed"] = self.seed  # drawn, given, or the checkpoint's
         self.tracking.start(self.global_step)
 
         transform = self.transform
@@ -483,7 +484,7 @@ class TrainingRun:
             repo_id=self.uploader.repo_id if self.uploader is not None else str(self.output_dir),
             license=args.license,
             datasets=args.dataset_name if named else None,
-            training_command=_command(self.name, self.seed, args.hub_token),
+            training_command=command_line(self.name, args, self.seed),
             settings={
                 "parameters": self.num_parameters,
                 "steps": self.global_step,
@@ -527,14 +528,3 @@ class TrainingRun:
 def _listing(items: list, most: int = 64) -> str:
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more
-
-
-def _command(script: str, seed: int, secret: str | None) -> str:
-    """The command that does this run again: from its beginning, with its seed, without what is secret."""
-    parser = ArgumentParser(add_help=False)
-    for option in ("--resume_from_checkpoint", "--seed"):
-        parser.add_argument(option)
-    _, words = parser.parse_known_args()
-    if secret is not None:
-        words = [word.replace(secret, "...") for word in words]
-    return shlex.join(["accelerate", "launch", f"examples/{script}.py", *words, "--seed", str(seed)])

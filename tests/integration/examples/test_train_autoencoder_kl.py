@@ -88,7 +88,6 @@ def test_a_model_in_its_latent_space(folder):
     ("arguments", "message"),
     [
         (["--resolution", "9", "--block_out_channels", "8", "16"], "--resolution is 9, but has to be a multiple of 2"),
-        (["--adversarial_weight", "-1"], "--adversarial_weight is -1.0, but has to be 0 or more"),
         (["--evaluation_steps", "5"], "--evaluation_steps draws images"),
     ],
 )

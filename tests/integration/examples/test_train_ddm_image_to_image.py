@@ -116,7 +116,6 @@ def test_super_resolution_to_the_hub(digits, tmp_path):
         ([], "`task` is None, which needs the columns"),
         (["--task", "depth"], "invalid choice: 'depth'"),
         (["--task", "colorization"], "`image_mode` is 'L'"),
-        (["--task", "edges", "--conditioning_dropout_prob", 2], "--conditioning_dropout_prob is 2.0"),
         (["--task", "edges", "--evaluation_steps", 2], "--evaluation_steps compares images that have no condition"),
         (["--task", "super_resolution", "--upscale", 3], "`upscale` is 3"),
     ],

@@ -250,8 +250,6 @@ def test_lpips_joins_the_loss(script, monkeypatch):
         (["--preset", "ddm", "--model_type", "dit"], "--preset is ddm, whose network is --model_type unet"),
         (["--lpips"], "--lpips is for --reconstruction ddm and adm, not squared"),
         (["--augment_prob", "0.1"], "--augment_prob needs --architecture released"),
-        (["--preset", "ddm", "--augment_prob", "1.1"], "--augment_prob is 1.1, but has to be in"),
-        (["--t_min", "0"], "--t_min is 0.0, but has to be in"),
         (["--preset", "edm"], "invalid choice: 'edm'"),
     ],
 )

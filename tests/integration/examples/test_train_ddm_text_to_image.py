@@ -115,6 +115,7 @@ def test_fine_tuning_of_stable_diffusion_to_the_hub(captioned, tmp_path):
         (["--pixel_space", "--vae_name_or_path", "vae"], "--pixel_space goes without"),
         (["--pixel_space", "--from_pretrained_unet"], "--pixel_space goes without"),
         (["--from_pretrained_unet", "--block_out_channels", "8", "16"], "goes without --block_out_channels"),
+        (["--pixel_space", "--block_out_channels", "4", "8"], "at most as many heads as channels"),
     ],
 )
 def test_options_that_do_not_go_together(arguments, message, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from ddm_diffusers.training import (
     add_training_arguments,
     ddm_loss,
     load_digits_dataset,
+    parse_arguments,
 )
 
 
@@ -24,24 +25,14 @@ from ddm_diffusers.training import (
 def make_run(tmp_path):
     """`make_run("--max_train_steps", 3)` makes a run whose results go to `out` in the temporary folder."""
 
-    def make(*options) -> TrainingRun:
+    def make(*options, seed: int | None = 0) -> TrainingRun:
         parser = argparse.ArgumentParser()
         add_data_arguments(parser)
         add_training_arguments(parser)
-        defaults = [
-            "--resolution",
-            8,
-            "--train_batch_size",
-            4,
-            "--lr_warmup_steps",
-            0,
-            "--seed",
-            0,
-            "--logger",
-            "none",
-        ]
+        defaults = ["--resolution", 8, "--train_batch_size", 4, "--lr_warmup_steps", 0, "--logger", "none"]
+        defaults += [] if seed is None else ["--seed", seed]
         defaults += ["--eval_batch_size", 2, "--num_inference_steps", 2, "--output_dir", tmp_path / "out"]
-        return TrainingRun(parser.parse_args([str(option) for option in (*defaults, *options)]), "train_ddm")
+        return TrainingRun(parse_arguments(parser, [str(option) for option in (*defaults, *options)]), "train_ddm")
 
     # a run holds the signals until it is finished, which not every test does
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -54,8 +45,8 @@ def make_run(tmp_path):
 def prepared(make_run, tiny_unet):
     """`prepared(...)` makes a run as `make_run` does and starts it, with a model; the steps have no dropout."""
 
-    def make(*options) -> TrainingRun:
-        run = make_run(*options)
+    def make(*options, **seed) -> TrainingRun:
+        run = make_run(*options, **seed)
         args = run.args
         run.set_data(ImageTransform(load_digits_dataset().select(range(8)), 8))
         model = tiny_unet(in_channels=1)

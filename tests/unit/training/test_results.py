@@ -1,8 +1,6 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Weights before pictures, pictures on time, the best pipeline so far, and a card whose command repeats the run and keeps its secrets."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from processes import hub
 
 from ddm_diffusers import DDMPipeline
 from ddm_diffusers.training.results import read_best
-from ddm_diffusers.training.run import _command
 
 
 @pytest.fixture
@@ -153,11 +150,3 @@ def test_an_upload_that_fails_in_the_end_shows_in_the_exit_code(at_step, pipelin
             run.finish(pipeline_of(run), {})
     assert ended.value.code == 1 and "push_to_hub of its pipeline uploads it later" in caplog.text
     assert (tmp_path / "out" / "model_index.json").is_file()
-
-
-def test_the_command_repeats_the_run(monkeypatch):
-    words = ["train.py", "--hub_token", "hf_secret", "--seed", "3", "--resume_from_checkpoint=latest", "--name", "a b"]
-    monkeypatch.setattr(sys, "argv", words)
-    expected = "accelerate launch examples/train_ddm.py --hub_token ... --name 'a b' --seed 7"
-    assert _command("train_ddm", 7, "hf_secret") == expected
-    assert "hf_secret" in _command("train_ddm", 7, None)

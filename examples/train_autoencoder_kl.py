@@ -156,7 +156,12 @@ def main(args):
             args.dataset_name, args.dataset_config_name, args.train_data_dir, args.cache_dir, args.streaming
         )
         transform = ImageTransform(
-            dataset, args.resolution, args.center_crop, args.random_flip, image_mode=args.image_mode
+            dataset,
+            args.resolution,
+            args.center_crop,
+            args.random_flip,
+            image_mode=args.image_mode,
+            image_column=args.image_column,
         )
     run.set_data(transform)
     num_levels = len(args.block_out_channels)

@@ -52,7 +52,8 @@ def parse_args(input_args=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add_preset_argument(parser)
     data = add_data_arguments(parser)
-    data.add_argument("--class_conditional", action="store_true", help="Train on the labels of the column `label`.")
+    data.add_argument("--class_conditional", action="store_true", help="Train on labels, of subfolders for example.")
+    data.add_argument("--label_column", help="The column of labels, with --class_conditional. Default: label.")
     data.add_argument(
         "--class_dropout_prob", type=PROBABILITY, default=0.1, help="Share of dropped labels, for guidance."
     )
@@ -71,6 +72,8 @@ def parse_args(input_args=None):
 
     args = parse_arguments(parser, input_args, DIGITS_DEFAULTS)
     check_model_arguments(parser, args, input_args)
+    if args.label_column is not None and not args.class_conditional:
+        parser.error(f"--label_column is {args.label_column}, which needs --class_conditional.")
     released = args.architecture == "released" or args.pretrained_model_name_or_path is not None
     if args.augment_prob and (args.vae_name_or_path is not None or not released):
         parser.error("--augment_prob needs --architecture released, and images instead of latents.")
@@ -106,6 +109,8 @@ def main(args):
             args.class_conditional,
             args.image_mode,
             args.class_dropout_prob,
+            args.image_column,
+            args.label_column,
         )
     class_names = transform.class_names
     channels, size, sigma_data = transform.channels, args.resolution, None

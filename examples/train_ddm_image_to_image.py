@@ -6,7 +6,7 @@ Train a decoupled diffusion model (arXiv 2306.13720) that makes images from imag
     accelerate launch examples/train_ddm_image_to_image.py --train_data_dir pairs --output_dir ddm-depth
     accelerate launch examples/train_ddm_image_to_image.py --train_data_dir photos --task inpainting --output_dir ddm-inpaint
 
-Without --task the data set has pairs: a column `image`, the target, and a column `conditioning_image`, which a folder of
+Without --task the data set has pairs: a column of images, the targets, and a column `conditioning_image`, which a folder of
 images has by its metadata.jsonl. With --task the pairs are made from plain images.
 """
 
@@ -55,6 +55,9 @@ def parse_args(input_args=None):
     add_preset_argument(parser)
     data = add_data_arguments(parser)
     data.add_argument("--task", choices=TASKS, help="Make pairs from plain images. Default: the data set has them.")
+    data.add_argument(
+        "--conditioning_image_column", help="The column of conditions, without --task. Default: conditioning_image."
+    )
     data.add_argument(
         "--upscale",
         type=COUNT,
@@ -108,6 +111,8 @@ def main(args):
             args.image_mode,
             args.conditioning_mode,
             args.conditioning_dropout_prob,
+            args.image_column,
+            args.conditioning_image_column,
         )
 
     channels, conditioning_channels = transform.channels, transform.conditioning_channels

@@ -141,6 +141,7 @@ def main(args):
             args.center_crop,
             args.random_flip,
             image_mode=space.image_mode,
+            image_column=args.image_column,
         )
     channels, sigma_data = space.measure(transform)
     if args.latent_cache_dir is not None:

@@ -64,7 +64,19 @@ def read_images(name: str, image: PipelineImageInput, channels: int) -> torch.Te
 
 
 def convert_mode(image: PIL.Image.Image, mode: str) -> PIL.Image.Image:
-    """The image in mode L or RGB, on white. Pillow by itself cuts 16 bits off at 255 and shows what is transparent."""
+    """
+    The image in mode L or RGB, on white. Pillow by itself cuts 16 bits off at 255, takes floats in [0, 1] for black, and shows
+    what is transparent.
+
+    Raises:
+        ValueError: floats are neither in [0, 1] nor in [0, 255].
+    """
+    if image.mode == "F":
+        pixels = np.asarray(image)
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 255):
+            raise ValueError(f"it has floats from {low:g} to {high:g}, but they have to be in [0, 1] or [0, 255].")
+        image = PIL.Image.fromarray((pixels * (255 if high <= 1 else 1)).round().astype(np.uint8))
     if image.mode.startswith("I"):
         pixels = np.asarray(image)
         if image.mode != "I" or pixels.max() > 255:  # older versions of Pillow open 16-bit files in mode I

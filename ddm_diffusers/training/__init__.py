@@ -41,6 +41,7 @@ _NAMES_OF_MODULES = {
     "captions": ("CaptionTransform",),
     "checkpoints": ("Checkpoints", "replace_contents"),
     "data": ("ImageTransform", "TrainingBatches", "load_digits_dataset", "load_image_dataset"),
+    "folders": ("check_output_dir", "list_images"),
     "defaults": ("default_block_out_channels", "set_data_defaults", "training_length"),
     "latents": ("CachedLatents", "LatentSpace", "load_vae"),
     "networks": (

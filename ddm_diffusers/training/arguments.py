@@ -74,6 +74,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     data.add_argument(
         "--train_data_dir", help="A folder of images (one subfolder per class, if any), parquet files or arrow files."
     )
+    data.add_argument("--image_column", help="The column of images. Default: the only one.")
     data.add_argument("--cache_dir", help="The folder for downloaded and converted data sets.")
     data.add_argument("--streaming", action="store_true", help="Read the data during training, without a local copy.")
     data.add_argument(

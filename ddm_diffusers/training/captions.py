@@ -26,7 +26,7 @@ class CaptionTransform(ImageTransform):
             Of strings, or of lists of them, from which one is drawn each time.
         caption_dropout_prob (`float`, defaults to 0.0):
             How often a caption is replaced with an empty one (classifier-free guidance, arXiv 2207.12598).
-        center_crop, random_flip, image_mode: As for [`ImageTransform`].
+        center_crop, random_flip, image_mode, image_column: As for [`ImageTransform`].
 
     Raises:
         ValueError: the data set is not as [`ImageTransform`] needs it, or has no such column.
@@ -42,8 +42,11 @@ class CaptionTransform(ImageTransform):
         center_crop: bool = False,
         random_flip: bool = False,
         image_mode: str | None = None,
+        image_column: str | None = None,
     ):
-        super().__init__(dataset, resolution, center_crop, random_flip, image_mode=image_mode)
+        super().__init__(
+            dataset, resolution, center_crop, random_flip, image_mode=image_mode, image_column=image_column
+        )
         if caption_column not in self.dataset.features:
             raise ValueError(
                 f"`caption_column` is {caption_column!r}, but has to be a column of the data set, one of"

@@ -3,17 +3,18 @@
 
 import io
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 from PIL import ImageOps
 
 from ..pipelines.images import convert_mode
+from .folders import choose_image_column, load_folder, log, order_classes
 
 
 def load_digits_dataset() -> Dataset:
@@ -43,7 +44,7 @@ def load_image_dataset(
         dataset_config_name (`str`, *optional*): The configuration of that data set.
         train_data_dir (`str`, *optional*):
             A folder of images (a subfolder for each class, if any), of parquet or arrow files, or one that
-            `Dataset.save_to_disk` wrote.
+            `Dataset.save_to_disk` wrote: see [`load_folder`].
         cache_dir (`str`, *optional*): Where `datasets` keeps what it downloads and converts.
         streaming (`bool`, defaults to `False`): Whether to read the data as they are needed, without a copy in the cache.
 
@@ -51,8 +52,7 @@ def load_image_dataset(
         `datasets.Dataset`, or a `datasets.IterableDataset` if it is streamed.
 
     Raises:
-        ValueError: both a name and a folder are given, or the folder is missing, holds nothing to train on, or several
-            splits of which none is called `train`.
+        ValueError: both a name and a folder are given, or the folder is none that [`load_folder`] accepts.
     """
     if dataset_name is not None and train_data_dir is not None:
         raise ValueError(
@@ -60,36 +60,10 @@ def load_image_dataset(
         )
     if dataset_name is not None:
         return load_dataset(dataset_name, dataset_config_name, cache_dir=cache_dir, split="train", streaming=streaming)
-    if train_data_dir is None:
-        digits = load_digits_dataset()
-        return digits.to_iterable_dataset() if streaming else digits
-
-    folder = Path(train_data_dir)
-    if not folder.is_dir():
-        raise ValueError(f"`train_data_dir` is {train_data_dir!r}, but there is no such folder.")
-    if (folder / "state.json").is_file():
-        dataset = load_from_disk(train_data_dir)
-        return dataset.to_iterable_dataset() if streaming else dataset
-    suffixes = {path.suffix.lower() for path in folder.rglob("*") if path.is_file()}
-    if ".parquet" in suffixes:
-        builder = "parquet"
-    elif ".arrow" in suffixes:
-        builder = "arrow"
-    elif suffixes & set(PILImage.registered_extensions()):
-        builder = "imagefolder"
-    else:
-        raise ValueError(
-            f"`train_data_dir` is {train_data_dir!r}, but that folder holds no images, parquet or arrow files."
-        )
-    splits = load_dataset(builder, data_dir=train_data_dir, cache_dir=cache_dir, streaming=streaming)
-    # datasets takes files that are named like test-001.png for a split of that name, even where there is no other
-    name = "train" if "train" in splits or len(splits) != 1 else next(iter(splits))
-    if name not in splits:
-        raise ValueError(
-            f"`train_data_dir` is {train_data_dir!r}, where datasets finds the splits {list(splits)}, but it has to be a"
-            " folder with a split `train`, or without splits."
-        )
-    return splits[name]
+    if train_data_dir is not None:
+        return load_folder(train_data_dir, cache_dir, streaming)
+    digits = load_digits_dataset()
+    return digits.to_iterable_dataset() if streaming else digits
 
 
 class ImageTransform:
@@ -100,15 +74,17 @@ class ImageTransform:
 
     Args:
         dataset (`datasets.Dataset` or `datasets.IterableDataset`):
-            The data set; its first column of images is used. A stream has to say which columns it has.
+            The data set. A stream has to say which columns it has.
         resolution (`int`): Height and width of the result.
         center_crop (`bool`, defaults to `False`): Whether to crop at the center rather than at random.
         random_flip (`bool`, defaults to `False`): Whether to mirror half of the images.
-        class_conditional (`bool`, defaults to `False`): Whether to return the labels of the column `label`.
+        class_conditional (`bool`, defaults to `False`): Whether to return labels.
         image_mode (`"L"` or `"RGB"`, *optional*): Grey or colour; as the first image that decodes is, if `None`.
         class_dropout_prob (`float`, defaults to 0.0):
             How often a label is replaced with the one after the last, which stands for "no class" (classifier-free
             guidance, arXiv 2207.12598).
+        image_column (`str`, *optional*): The column of images, which may be encoded. Default: the only one.
+        label_column (`str`, *optional*): The column of labels. Default: `label`.
 
     Attributes:
         class_names (`list[str]` or `None`): What the labels 0, 1, ... stand for.
@@ -116,7 +92,9 @@ class ImageTransform:
         dataset: The data set with undecoded images; rows of a `datasets.Dataset` are transformed on access.
 
     Raises:
-        ValueError: the data set is empty or has no column of images, or of labels where one is needed.
+        ValueError: the data set is empty, or one of its columns is not as it has to be: `image_column` is not one of
+            images, or not given though there are several; `label_column` does not exist or has other values than numbers,
+            strings or booleans.
     """
 
     def __init__(
@@ -128,16 +106,19 @@ class ImageTransform:
         class_conditional: bool = False,
         image_mode: str | None = None,
         class_dropout_prob: float = 0.0,
+        image_column: str | None = None,
+        label_column: str | None = None,
     ):
         streamed = isinstance(dataset, IterableDataset)
         if not streamed and len(dataset) == 0:
             raise ValueError("`dataset` is empty, but at least one image is needed.")
         if dataset.features is None:
             dataset = dataset._resolve_features()
-        self.image_column = _find_image_column(dataset)
+        self.image_column = choose_image_column(dataset.features, image_column)
+        self.label_column = label_column or "label"
         self.class_names, self._class_of = None, None
         if class_conditional:
-            self.class_names, self._class_of = _find_classes(dataset)
+            self.class_names, self._class_of = _find_classes(dataset, self.label_column)
         # Undecoded, so that an image that does not decode can be named.
         dataset = dataset.cast_column(self.image_column, Image(decode=False))
         self.resolution = resolution
@@ -189,7 +170,9 @@ class ImageTransform:
         """What goes along with the images of rows, as of a call, drawn after them."""
         if self.class_names is None:
             return {}
-        labels = [self._class_index(*pair) for pair in zip(rows["label"], rows[self.image_column], strict=True)]
+        labels = [
+            self._class_index(*pair) for pair in zip(rows[self.label_column], rows[self.image_column], strict=True)
+        ]
         if self.class_dropout_prob > 0:
             dropped = [bool(torch.rand((), generator=g) < self.class_dropout_prob) for g in generators]
             labels = [len(self.class_names) if d else label for label, d in zip(labels, dropped, strict=True)]
@@ -216,7 +199,9 @@ class ImageTransform:
         try:
             source = io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"]
             with PILImage.open(source) as image:
-                return ImageOps.exif_transpose(image)
+                image = ImageOps.exif_transpose(image)
+                # here, as numbers that are no image are an error
+                return convert_mode(image, "L") if image.mode == "F" else image
         except Exception as error:  # Pillow's plugins raise more than OSError, SyntaxError and struct.error among them
             raise ValueError(f"The image {_name(value)} does not decode: {error}") from error
 
@@ -238,23 +223,45 @@ def _is_grey(image: PILImage.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
-def _find_classes(dataset: Dataset | IterableDataset) -> tuple[list[str], dict]:
-    """The names of the classes, and which of them a value of the column `label` stands for."""
-    feature = dataset.features.get("label")
+def _find_classes(dataset: Dataset | IterableDataset, column: str) -> tuple[list[str], dict]:
+    """The names of the classes, and which of them a value of the column stands for."""
+    feature = dataset.features.get(column)
     if feature is None:
         raise ValueError(
-            f"`class_conditional` is True, but the data set has no column `label`, only {list(dataset.features)}."
+            f"`class_conditional` is True, but the data set has no column `{column}`, only {list(dataset.features)}. Name"
+            " another one with --label_column. A folder of images has labels if its images are in several subfolders of the"
+            " same depth, and there is no metadata."
         )
+    streamed = isinstance(dataset, IterableDataset)
     if isinstance(feature, ClassLabel):
-        return feature.names, {index: index for index in range(feature.num_classes)}
-    if isinstance(dataset, IterableDataset):
+        values = range(feature.num_classes)
+    elif not isinstance(feature, Value) or not feature.dtype.startswith(
+        ("int", "uint", "float", "string", "large_string", "bool")
+    ):
         raise ValueError(
-            "`class_conditional` is True, but the column `label` of a stream has to be a `ClassLabel`, as the classes"
+            f"`label_column` is {column!r}, whose values are {feature}, but each label has to be one class: a `ClassLabel`, a"
+            " number, a string or a boolean."
+        )
+    elif streamed:
+        raise ValueError(
+            f"`class_conditional` is True, but the column `{column}` of a stream has to be a `ClassLabel`, as the classes"
             f" cannot be counted; it is {feature}."
         )
-    # numbers with gaps or names: by their order, numbers as numbers
-    values = sorted(value for value in dataset.unique("label") if value is not None)
-    return [str(value) for value in values], {value: index for index, value in enumerate(values)}
+    counts = {}
+    if not streamed:
+        labels = dataset.select_columns(column).with_format("arrow")[:][column]
+        counts = {each["values"]: each["counts"] for each in labels.value_counts().to_pylist()}
+    if not isinstance(feature, ClassLabel):
+        # numbers with gaps, or names
+        values = order_classes(value for value in counts if value is not None)
+    names = feature.names if isinstance(feature, ClassLabel) else [str(value) for value in values]
+    if not names:
+        raise ValueError(f"`label_column` is {column!r}, which has no labels, only None.")
+    shown = [f"{n} ({counts.get(v, 0):,})" if counts else n for n, v in zip(names, values, strict=True)]
+    more = f" and {len(shown) - 50:,} more" if len(shown) > 50 else ""
+    missing = f"; {counts[None]:,} images have no label" if None in counts else ""
+    log(logging.INFO, f"{len(names):,} classes of the column `{column}`: {', '.join(shown[:50])}{more}{missing}")
+    return names, {value: index for index, value in enumerate(values)}
 
 
 class TrainingBatches(torch.utils.data.IterableDataset):
@@ -385,11 +392,3 @@ def _first(rows: dict) -> dict:
 def _mix(*numbers: int) -> list[int]:
     """Two seeds from numbers that may be near to each other."""
     return np.random.SeedSequence(numbers).generate_state(2, np.uint64).tolist()
-
-
-def _find_image_column(dataset: Dataset | IterableDataset) -> str:
-    for name, feature in dataset.features.items():
-        # parquet files that another library wrote hold the struct without saying that it is an image
-        if isinstance(feature, Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
-            return name
-    raise ValueError(f"The data set has no column of images, only {dict(dataset.features)}.")

@@ -10,10 +10,10 @@ from PIL import Image
 from ..model_card import framed_grid
 from ..pipelines.images import resize
 from .data import ImageTransform
+from .folders import choose_image_column
 
 
 TASKS = ("super_resolution", "inpainting", "colorization", "edges")
-CONDITIONING_COLUMN = "conditioning_image"
 # ITU-R BT.601, as Pillow turns colour into grey
 LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -24,7 +24,7 @@ class ConditionalTransform(ImageTransform):
 
     | `task` | target | condition |
     | --- | --- | --- |
-    | `None` | the column `image` | the column `conditioning_image` |
+    | `None` | the column of images | the column of conditions |
     | `"super_resolution"` | the image | the means of its squares of `upscale` pixels, enlarged bicubically |
     | `"inpainting"` | the image | the image with a black rectangle at random, and where it is known (1) and is not (-1) |
     | `"colorization"` | the image, in colour | its luminance |
@@ -42,6 +42,9 @@ class ConditionalTransform(ImageTransform):
         conditioning_dropout_prob (`float`, defaults to 0.0):
             How often a condition is replaced with zeros, which stand for none (classifier-free guidance, arXiv
             2207.12598).
+        image_column (`str`, *optional*): The column of targets. Default: the only column of images besides the conditions.
+        conditioning_image_column (`str`, *optional*):
+            The column of conditions, without a `task`. Default: `conditioning_image`.
 
     Raises:
         ValueError: the data set is not as [`ImageTransform`] needs it, has no pairs without a `task`, is grey where colour
@@ -59,6 +62,8 @@ class ConditionalTransform(ImageTransform):
         image_mode: str | None = None,
         conditioning_mode: str | None = None,
         conditioning_dropout_prob: float = 0.0,
+        image_column: str | None = None,
+        conditioning_image_column: str | None = None,
     ):
         if task is not None and task not in TASKS:
             raise ValueError(f"`task` is {task!r}, but has to be None or one of {TASKS}.")
@@ -70,25 +75,36 @@ class ConditionalTransform(ImageTransform):
             dataset = dataset._resolve_features()
         self.conditions = None
         if task is None:
-            missing = [name for name in ("image", CONDITIONING_COLUMN) if name not in dataset.features]
-            if missing:
+            condition = conditioning_image_column or "conditioning_image"
+            if condition not in dataset.features:
                 raise ValueError(
-                    f"`task` is None, which needs the columns `image` and `{CONDITIONING_COLUMN}`, but the data set has only"
-                    f" {list(dataset.features)}. Others can be trained on with one of {TASKS}."
+                    f"`task` is None, which needs two columns of images, but the data set has no column {condition!r}, only"
+                    f" {list(dataset.features)}. Name the column of conditions with --conditioning_image_column, or make"
+                    f" conditions from plain images with one of the tasks {TASKS}."
                 )
+            targets = {name: feature for name, feature in dataset.features.items() if name != condition}
+            image_column = choose_image_column(targets, image_column)
             self.conditions = ImageTransform(
-                dataset.select_columns([CONDITIONING_COLUMN]),
+                dataset.select_columns([condition]),
                 resolution // upscale,
                 center_crop,
                 random_flip,
                 image_mode=conditioning_mode,
+                image_column=condition,
             )
-            dataset = dataset.select_columns(["image", CONDITIONING_COLUMN])
-            dataset = dataset.cast_column(CONDITIONING_COLUMN, self.conditions.dataset.features[CONDITIONING_COLUMN])
+            dataset = dataset.select_columns([image_column, condition])
+            dataset = dataset.cast_column(condition, self.conditions.dataset.features[condition])
+        elif conditioning_image_column is not None:
+            raise ValueError(
+                f"`conditioning_image_column` is {conditioning_image_column!r}, but the task {task!r} makes its own"
+                " conditions and accepts only None."
+            )
         self.task = task
         self.upscale = upscale
         self.conditioning_dropout_prob = conditioning_dropout_prob
-        super().__init__(dataset, resolution, center_crop, random_flip, image_mode=image_mode)
+        super().__init__(
+            dataset, resolution, center_crop, random_flip, image_mode=image_mode, image_column=image_column
+        )
         if task == "colorization" and self.image_mode != "RGB":
             raise ValueError(f"`image_mode` is {self.image_mode!r}, but has to be 'RGB' for the task {task!r}.")
 

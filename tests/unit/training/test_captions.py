@@ -57,6 +57,15 @@ def test_captions_are_drawn_and_dropped(tokenizer):
     assert shares == pytest.approx([0.25, 0.375, 0.375], abs=4 * 0.024)
 
 
+def test_the_column_of_images(tokenizer, rejects):
+    dataset = transform_of(tokenizer).dataset.with_format(None)
+    dataset = dataset.add_column("mask", [b"no image"] * 3)
+    with rejects("`image_column`", "['image', 'mask']"):
+        CaptionTransform(dataset, tokenizer, resolution=8)
+    transform = CaptionTransform(dataset, tokenizer, resolution=8, image_column="image")
+    assert len(transform.dataset[:]["pixel_values"]) == 3
+
+
 def test_what_is_no_caption_is_refused(tokenizer, rejects):
     with rejects("`caption_column`", "caption", "text"):
         transform_of(tokenizer, caption_column="caption")

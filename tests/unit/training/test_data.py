@@ -10,7 +10,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from ddm_diffusers.training import ImageTransform, TrainingBatches, load_image_dataset
@@ -97,7 +98,7 @@ def test_crops_and_flips_are_those_asked_for(image_folder, tmp_path, pixels):
 def test_image_modes(mode, channels, tmp_path, pixels):
     suffix = "tiff" if mode == "CMYK" else "png"
     Image.fromarray(pixels[0]).convert(mode).save(tmp_path / f"image.{suffix}")
-    dataset = load_image_dataset(train_data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    dataset = load_image_dataset(train_data_dir=str(tmp_path))
     transform = ImageTransform(dataset, resolution=4)
     assert transform.channels == channels
     assert transform.dataset[0]["pixel_values"].shape == (channels, 4, 4)
@@ -114,14 +115,42 @@ def test_an_image_that_does_not_decode_is_named(image_folder, tmp_path):
         transform.dataset[1]
 
 
-def test_a_missing_or_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"`train_data_dir` is .*nowhere.*no such folder"):
-        load_image_dataset(train_data_dir=str(tmp_path / "nowhere"))
-    (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"`train_data_dir` is .*holds no images, parquet or arrow files"):
-        load_image_dataset(train_data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"`dataset_name` is 'a' and `train_data_dir` is 'b'"):
+def test_a_name_and_a_folder(rejects):
+    with rejects("`dataset_name` is 'a' and `train_data_dir` is 'b'"):
         load_image_dataset(dataset_name="a", train_data_dir="b")
+
+
+ENCODED = Features({"bytes": Value("binary"), "path": Value("string")})
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("feature", [Value("binary"), Value("large_binary"), ENCODED, ImageFeature()], ids=str)
+def test_encoded_images(feature, streamed):
+    rows = [png(50), png(100)]
+    if isinstance(feature, Value):
+        rows = [row["bytes"] for row in rows]
+    dataset = Dataset.from_dict({"picture": rows}, features=Features({"picture": feature}))
+    transform = ImageTransform(dataset.to_iterable_dataset() if streamed else dataset, resolution=4)
+    assert transform.image_column == "picture"
+    batch = next(iter(TrainingBatches(transform, batch_size=2, seed=0)))
+    assert sorted(shades(batch)) == [50, 100]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_several_columns_of_images(streamed, rejects):
+    features = Features(
+        {"mask": ImageFeature(), "id": Value("int64"), "image": ImageFeature(), "raw": Value("binary")}
+    )
+    rows = {"mask": [png(10)], "id": [1], "image": [png(20)], "raw": [png(30)["bytes"]]}
+    dataset = Dataset.from_dict(rows, features=features)
+    dataset = dataset.to_iterable_dataset() if streamed else dataset
+    with rejects("`image_column`", "['mask', 'image', 'raw']", "--image_column image"):
+        ImageTransform(dataset, resolution=4)
+    with rejects("`image_column` is 'id'", "['mask', 'image', 'raw']"):
+        ImageTransform(dataset, resolution=4, image_column="id")
+    for column, shade in {"mask": 10, "image": 20, "raw": 30}.items():
+        transform = ImageTransform(dataset, resolution=4, image_column=column)
+        assert shades(next(iter(TrainingBatches(transform, batch_size=1, seed=0)))) == [shade]
 
 
 def test_missing_columns():
@@ -132,21 +161,6 @@ def test_missing_columns():
         ImageTransform(unlabeled, resolution=8, class_conditional=True)
     with pytest.raises(ValueError, match=r"`dataset` is empty"):
         ImageTransform(load_image_dataset().select([]), resolution=8)
-
-
-def test_names_that_look_like_a_split(tmp_path, rejects):
-    for name in ("test-001.png", "test-002.png"):
-        Image.new("L", (4, 4)).save(tmp_path / name)
-    assert len(load_image_dataset(train_data_dir=str(tmp_path), cache_dir=str(tmp_path / "cache"))) == 2
-    splits = tmp_path / "splits"
-    for split, count in (("train", 3), ("test", 2)):
-        (splits / split).mkdir(parents=True)
-        for i in range(count):
-            Image.new("L", (4, 4)).save(splits / split / f"{i}.png")
-    assert len(load_image_dataset(train_data_dir=str(splits), cache_dir=str(tmp_path / "cache"))) == 3
-    (splits / "train").rename(splits / "validation")
-    with rejects("`train_data_dir`", "'validation'", "'test'", "`train`"):
-        load_image_dataset(train_data_dir=str(splits), cache_dir=str(tmp_path / "cache"))
 
 
 # ---------------------------------------------------------------------------------------------- images of any mode and size
@@ -181,6 +195,23 @@ def test_32_bit_integers_that_fit_into_8_bits_are_kept(tmp_path):
     values = np.arange(64, dtype=np.int32).reshape(8, 8) * 4
     Image.fromarray(values).save(tmp_path / "image.tiff")
     np.testing.assert_array_equal(transformed(tmp_path / "image.tiff", resolution=8)[..., 0], values)
+
+
+@pytest.mark.parametrize("high", [1, 255])
+@pytest.mark.parametrize("image_mode", [None, "L", "RGB"])
+def test_floats_are_scaled(image_mode, high, tmp_path):
+    values = np.linspace(0, high, 64, dtype=np.float32).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "image.tiff")
+    result = transformed(tmp_path / "image.tiff", resolution=8, image_mode=image_mode)
+    assert result.shape == (8, 8, 3 if image_mode == "RGB" else 1)
+    np.testing.assert_array_equal(result[..., 0], (values * (255 / high)).round())
+
+
+@pytest.mark.parametrize("bad", [-0.1, 256, np.nan, np.inf])
+def test_floats_that_are_no_image(bad, tmp_path, rejects):
+    Image.fromarray(np.array([[0, bad]], dtype=np.float32)).save(tmp_path / "image.tiff")
+    with rejects("image.tiff", "does not decode", f"{bad:g}", "[0, 1] or [0, 255]"):
+        transformed(tmp_path / "image.tiff", resolution=2)
 
 
 def test_a_palette_is_resolved_to_its_colours(tmp_path, pixels):
@@ -262,6 +293,7 @@ def labelled(labels, feature=None):
         ([100, 3, 7, 3], ["3", "7", "100"], [2, 0, 1, 0]),  # as numbers: by name 100 would be the first
         ([-1.5, 20.0, -1.5], ["-1.5", "20.0"], [0, 1, 0]),
         (["wolf", "cat", "wolf"], ["cat", "wolf"], [1, 0, 1]),
+        (["10", "9", "100"], ["9", "10", "100"], [1, 0, 2]),
         ([True, False], ["False", "True"], [1, 0]),
     ],
 )
@@ -269,6 +301,47 @@ def test_labels_with_gaps_and_names_become_classes(labels, names, classes):
     transform = ImageTransform(labelled(labels), resolution=4, class_conditional=True)
     assert transform.class_names == names
     assert transform.dataset[:]["class_labels"] == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature", "parts"),
+    [
+        ([[0, 1], [2]], List(Value("int64")), ("List(Value('int64'))",)),
+        ([{"a": 1}] * 2, Features({"a": Value("int64")}), ("'a'",)),
+        ([b"a", b"b"], Value("binary"), ("binary",)),
+        ([None, None], Value("null"), ("null",)),
+        ([None, None], Value("string"), ("only None",)),
+    ],
+)
+def test_labels_that_are_no_classes(labels, feature, parts, rejects):
+    features = Features({"image": ImageFeature(), "label": feature})
+    dataset = Dataset.from_dict({"image": [png(0), png(1)], "label": labels}, features=features)
+    with rejects("`label_column` is 'label'", *parts):
+        ImageTransform(dataset, resolution=4, class_conditional=True, image_column="image")
+
+
+def test_another_column_of_labels(caplog, rejects):
+    caplog.set_level("INFO")
+    dataset = labelled([1, 1]).add_column("breed", ["pug", "borzoi"])
+    transform = ImageTransform(dataset, resolution=4, class_conditional=True, label_column="breed")
+    assert transform.class_names == ["borzoi", "pug"] and transform.dataset[:]["class_labels"] == [1, 0]
+    assert "2 classes of the column `breed`: borzoi (1), pug (1)" in caplog.text
+    with rejects("no column `kind`", "['image', 'label', 'breed']", "--label_column"):
+        ImageTransform(dataset, resolution=4, class_conditional=True, label_column="kind")
+
+
+def test_the_classes_are_listed(caplog):
+    caplog.set_level("INFO")
+    dataset = labelled([0, 2, 0, None], ClassLabel(names=["cat", "dog", "eel"]))
+    ImageTransform(dataset, resolution=4, class_conditional=True)
+    assert "`label`: cat (2), dog (0), eel (1); 1 images have no label" in caplog.text
+    ImageTransform(dataset.to_iterable_dataset(), resolution=4, class_conditional=True)
+    assert "`label`: cat, dog, eel" in caplog.text
+    ImageTransform(labelled(list(range(60))), resolution=4, class_conditional=True)
+    assert "60 classes" in caplog.text and "49 (1) and 10 more" in caplog.text
+    caplog.clear()
+    ImageTransform(dataset, resolution=4)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("feature", [Value("int64"), ClassLabel(names=["a", "b"])])

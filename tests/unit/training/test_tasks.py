@@ -4,6 +4,8 @@ Proves that targets and conditions belong together: they are cropped and mirrore
 what it says, and all that is random about a pair follows from its generator.
 """
 
+import io
+
 import datasets
 import numpy as np
 import pytest
@@ -22,6 +24,12 @@ def colours(count=6, size=(24, 20), seed=0):
     """Smooth images, so that a crop or a mirror image is not mistaken for another."""
     low = np.random.default_rng(seed).integers(0, 256, (count, 5, 4, 3), dtype=np.uint8)
     return [Image.fromarray(each).resize(size, Image.Resampling.BICUBIC) for each in low]
+
+
+def encoded(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def pairs(conditions, targets, **columns):
@@ -60,6 +68,39 @@ def test_pairs_are_cropped_and_mirrored_alike(streaming):
     assert torch.equal(again["conditioning"], batch["conditioning"])
     other = next(iter(TrainingBatches(transform, 6, seed=1)))
     assert not torch.equal(other["pixel_values"], batch["pixel_values"])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_of_pairs(streaming, rejects):
+    targets, conditions, masks = (
+        [{"bytes": encoded(image), "path": None} for image in colours(2, seed=seed)] for seed in range(3)
+    )
+    features = datasets.Features(
+        {"mask": datasets.Image(), "target": datasets.Image(), "source": datasets.Value("binary")}
+    )
+    rows = {"mask": masks, "target": targets, "source": [each["bytes"] for each in conditions]}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    dataset = dataset.to_iterable_dataset() if streaming else dataset
+    columns = {"image_column": "target", "conditioning_image_column": "source"}
+    with rejects(
+        "`task` is None", "no column 'conditioning_image'", "['mask', 'target', 'source']", "--conditioning_image"
+    ):
+        ConditionalTransform(dataset, 8, image_column="target")
+    with rejects("`image_column`", "['mask', 'target']"):
+        ConditionalTransform(dataset, 8, conditioning_image_column="source")
+    with rejects("`image_column` is 'source'", "['mask', 'target']"):
+        ConditionalTransform(dataset, 8, image_column="source", conditioning_image_column="source")
+    with rejects("`conditioning_image_column` is 'source'", "'edges'"):
+        ConditionalTransform(dataset, 8, "edges", **columns)
+    with rejects("`image_column`", "['mask', 'target', 'source']"):
+        ConditionalTransform(dataset, 8, "edges")
+
+    found = next(iter(TrainingBatches(ConditionalTransform(dataset, 8, center_crop=True, **columns), 2, seed=0)))
+    named = pairs(colours(2, seed=1), colours(2, seed=0))
+    named = named.to_iterable_dataset() if streaming else named
+    expected = next(iter(TrainingBatches(ConditionalTransform(named, 8, center_crop=True), 2, seed=0)))
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    assert torch.equal(found["conditioning"], expected["conditioning"])
 
 
 def test_smaller_conditions_of_pairs_are_enlarged_as_by_the_pipeline():

@@ -5,7 +5,7 @@ Measure FID, KID, precision and recall of a pipeline, or of a folder of images, 
     accelerate launch examples/evaluate.py --pretrained_model_name_or_path ddm-model --num_inference_steps 5 10 20
     accelerate launch examples/evaluate.py --images_dir drawn --train_data_dir photos --resolution 64
 
-Without a data set the images are compared with scikit-learn's digits, at a resolution of 8. docs/evaluation.md tells more.
+Without a data set the images are compared with scikit-learn's digits. docs/evaluation.md explains the options.
 """
 
 import argparse
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from datasets import Dataset, Features, Image, load_dataset
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from matplotlib.figure import Figure
-from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
@@ -44,10 +44,14 @@ from ddm_diffusers.training import (
     SEED,
     HelpFormatter,
     ImageTransform,
+    check_output_dir,
+    list_images,
     load_image_dataset,
     number,
 )
 
+
+logger = get_logger(__name__)
 
 METRICS = ("fid", "kid", "precision", "recall")
 
@@ -84,10 +88,18 @@ def parse_args(input_args=None):
     data.add_argument("--dataset_config_name", help="The configuration of the data set.")
     data.add_argument("--split", default="train", help="The split of the data set that --dataset_name names.")
     data.add_argument("--train_data_dir", help="A folder of images, of parquet or of arrow files.")
+    data.add_argument("--image_column", help="The column of images. Default: the only one.")
     data.add_argument("--cache_dir", help="Where downloaded and converted data sets are kept.")
-    data.add_argument("--resolution", type=COUNT, help="Images are cropped to it. Default: 64; 8 for the digits.")
+    data.add_argument(
+        "--resolution",
+        type=COUNT,
+        help="Images are cropped to it. Default: the pipeline's; 64 for --images_dir; 8 for the digits.",
+    )
     data.add_argument(
         "--max_reference_images", type=enough_images, help="Compare with as many, a fixed choice. Default: all."
+    )
+    data.add_argument(
+        "--skip_bad_images", action="store_true", help="Leave images out that do not decode, instead of stopping."
     )
     data.add_argument("--dataloader_num_workers", type=COUNT_OR_ZERO, default=0, help="0 loads in the main process.")
 
@@ -114,8 +126,9 @@ def parse_args(input_args=None):
         parser.error(f"--split is {args.split!r}, but without --dataset_name only 'train' is accepted.")
     if args.images_dir is None and args.num_inference_steps is None:
         args.num_inference_steps = [10]
-    if args.resolution is None:
-        args.resolution = 8 if args.dataset_name is None and args.train_data_dir is None else 64
+    if args.resolution is None:  # None: the pipeline's
+        of_digits = args.dataset_name is None and args.train_data_dir is None
+        args.resolution = 8 if of_digits else None if args.images_dir is None else 64
     args.metrics = [metric for metric in METRICS if metric in args.metrics]  # each once
     return args
 
@@ -135,15 +148,35 @@ def load_data(args):
 
 
 def load_folder(args):
-    """All images of a folder and its subfolders, whatever they are called."""
-    suffixes = PILImage.registered_extensions()
-    paths = sorted(str(path) for path in Path(args.images_dir).rglob("*") if path.suffix.lower() in suffixes)
+    """All images of a folder and its subfolders, whatever they are called, without hidden ones."""
+    if not Path(args.images_dir).is_dir():
+        raise ValueError(f"`--images_dir` is {args.images_dir!r}, but there is no such folder.")
+    paths = list_images(args.images_dir, args.cache_dir)
     if len(paths) < MIN_IMAGES:
         raise ValueError(
             f"`--images_dir` is {args.images_dir!r}, where {len(paths)} images are, but at least {MIN_IMAGES} are needed."
         )
-    dataset = Dataset.from_dict({"image": paths}, features=Features({"image": Image()}))
-    return dataset
+    column = args.image_column or "image"
+    return Dataset.from_dict({column: paths}, features=Features({column: Image()}))
+
+
+def check_results(args):
+    """Refuse to overwrite the results of another model."""
+    path = Path(args.output_dir, "evaluation.json")
+    names = ("pretrained_model_name_or_path", "images_dir")
+    try:
+        settings = json.loads(path.read_text())["settings"]
+        there = next(settings[name] for name in names if settings[name] is not None)
+    except FileNotFoundError:
+        return
+    except (ValueError, LookupError, TypeError, StopIteration):  # it is not ours
+        there = "something else"
+    now = args.pretrained_model_name_or_path or args.images_dir
+    if there != now:
+        raise ValueError(
+            f"`--output_dir` is {args.output_dir!r}, which has the results of {there!r}, but those of {now!r} need another"
+            f" folder, for example --output_dir {args.output_dir}-{Path(now).name}."
+        )
 
 
 def load_pipeline(args):
@@ -184,10 +217,13 @@ def draw(pipeline, num_classes, num_inference_steps, args, indices):
     options["output_type"] = "np"
     images = pipeline(batch_size=len(indices), num_inference_steps=num_inference_steps, **options).images
     images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    if args.resolution is None:
+        args.resolution = images.shape[2]
     if images.shape[1] not in (1, 3) or images.shape[2:] != (args.resolution, args.resolution):
         raise ValueError(
             f"`--resolution` is {args.resolution}, but the pipeline draws images of the shape {tuple(images.shape[1:])}:"
-            " they have to be of that height and width, and grey or RGB."
+            " they have to be square, of that size, and grey or RGB. Without --resolution it is the pipeline's, or 8 if neither"
+            " --train_data_dir nor --dataset_name is given."
         )
     return images.expand(-1, 3, -1, -1)
 
@@ -234,27 +270,49 @@ def load_feature_extractor(name):
         ) from error
 
 
-def read(batch):
-    """The images of a batch of a data set, which come in [-1, 1]."""
-    return batch["pixel_values"] / 2 + 0.5
+class Images(torch.utils.data.Dataset):
+    """The images of a data set in [0, 1]. Instead of one that does not decode there is an error, or its message."""
+
+    def __init__(self, dataset, args):
+        self.transform = ImageTransform(
+            dataset, args.resolution, center_crop=True, image_mode="RGB", image_column=args.image_column
+        )
+        self.skip_bad_images = args.skip_bad_images
+
+    def __len__(self):
+        return len(self.transform.dataset)
+
+    def __getitem__(self, i):
+        try:
+            return {"images": self.transform.dataset[i]["pixel_values"] / 2 + 0.5, "error": ""}
+        except ValueError as error:
+            if not self.skip_bad_images:
+                raise ValueError(f"{error} With --skip_bad_images it is left out.") from error
+            return {
+                "images": torch.zeros(3, self.transform.resolution, self.transform.resolution),
+                "error": str(error),
+            }
 
 
 @torch.no_grad()
-def extract_features(accelerator, extractor, dataset, get_images, description, args):
-    """The features of files or of numbers to draw, in their order, on the main process; None on the others."""
+def extract_features(accelerator, extractor, dataset, description, args, make_images=None):
+    """
+    The features of a data set, or of what `make_images` makes of numbers, in their order, on the main process; None on the
+    others.
+    """
     workers = 0
-    if isinstance(dataset, Dataset):
-        dataset = ImageTransform(dataset, args.resolution, center_crop=True, image_mode="RGB").dataset
-        workers = args.dataloader_num_workers
+    if make_images is None:
+        dataset, workers = Images(dataset, args), args.dataloader_num_workers
     # not by the accelerator itself, which would save the state of this data loader in the checkpoints of a training run
     dataloader = prepare_data_loader(
         DataLoader(dataset, batch_size=args.batch_size, num_workers=workers), accelerator.device, put_on_device=True
     )
-    features = []
+    features, errors = [], {}
     progress_bar = tqdm(total=len(dataset), desc=description, unit="image", disable=not accelerator.is_main_process)
     for batch in dataloader:
         # to 8 bits, as the images of a data set and of a folder are
-        images = (get_images(batch).clamp(0, 1) * 255).round() / 255
+        images = batch["images"] if make_images is None else make_images(batch)
+        images = (images.clamp(0, 1) * 255).round() / 255
         result = extractor(images.to(accelerator.device))
         if not isinstance(result, torch.Tensor) or result.ndim != 2 or len(result) != len(images):
             found = getattr(result, "shape", type(result).__name__)
@@ -264,13 +322,35 @@ def extract_features(accelerator, extractor, dataset, get_images, description, a
             )
         if not (images.isfinite().all() and result.isfinite().all()):
             raise ValueError(f"{description}: some images, or their features, are not finite.")
+        if make_images is None and any(batch["error"]):
+            errors.update(dict.fromkeys(filter(None, batch["error"])))
+            is_bad = torch.tensor([bool(error) for error in batch["error"]], device=result.device)
+            result = result.masked_fill(is_bad[:, None], torch.nan)
         # the last batches are filled up with images from the start, which this leaves out again
         result = accelerator.gather_for_metrics(result.contiguous())
         progress_bar.update(len(result))
         if accelerator.is_main_process:
             features.append(result.cpu().double())
     progress_bar.close()
-    return torch.cat(features) if features else None
+    for error in errors:
+        logger.warning(f"Skipped: {error}", main_process_only=False)
+    if not accelerator.is_main_process:
+        return None
+    features = torch.cat(features)
+    features = features[~features.isnan().any(dim=1)]
+    if len(features) == 0:
+        raise ValueError(f"{description}: none of the {len(dataset)} images decodes. {next(iter(errors), '')}")
+    return features
+
+
+def warn_about_few_images(metrics, num_features, counts):
+    """FID compares covariances, which do not have full rank unless there are more images than features."""
+    few = [f"{count:,} {name}" for name, count in counts.items() if count <= num_features]
+    if "fid" in metrics and few:
+        logger.warning(
+            f"FID is biased with {' and '.join(few)} images: covariances of {num_features} features need more than"
+            f" {num_features:,} images. Compare it with FIDs of as many images only, or measure more images, or use KID."
+        )
 
 
 def share_inside(points, others):
@@ -356,9 +436,19 @@ class PipelineEvaluation:
         feature_extractor (`str`, *optional*): As `--feature_extractor`.
         num_samples (`int`, defaults to 1000): How many images are drawn, always from the same seeds.
         batch_size (`int`, defaults to 64): How many at once.
+        image_column (`str`, *optional*): As `--image_column`.
     """
 
-    def __init__(self, accelerator, dataset, resolution, feature_extractor=None, num_samples=1000, batch_size=64):
+    def __init__(
+        self,
+        accelerator,
+        dataset,
+        resolution,
+        feature_extractor=None,
+        num_samples=1000,
+        batch_size=64,
+        image_column=None,
+    ):
         self.accelerator = accelerator
         self.num_samples = num_samples
         self.args = argparse.Namespace(
@@ -368,26 +458,36 @@ class PipelineEvaluation:
             dataloader_num_workers=0,
             guidance_scale=None,
             seed=0,
+            image_column=image_column,
+            skip_bad_images=True,  # it is the training that decides whether a bad image is an error
         )
         with accelerator.main_process_first():
             self.extractor = load_feature_extractor(feature_extractor).to(accelerator.device).eval()
-        self.reference = self._features(dataset, read, "data")
+        self.reference = self._features(dataset, "data")
+        if accelerator.is_main_process:
+            counts = {"drawn": num_samples, "reference": len(self.reference)}
+            warn_about_few_images(["fid"], self.reference.shape[1], counts)
+            if len(self.reference) == 1:  # of which torchmetrics takes no covariance; it is 0
+                self.reference = self.reference.repeat(2, 1)
 
     def __call__(self, pipeline, num_inference_steps):
         """The FID, on the main process; None on the others."""
         num_classes = pipeline.unet.config.get("num_class_embeds")
-        get_images = functools.partial(draw, pipeline, num_classes, num_inference_steps, self.args)
-        features = self._features(range(self.num_samples), get_images, "evaluation")
+        make_images = functools.partial(draw, pipeline, num_classes, num_inference_steps, self.args)
+        features = self._features(range(self.num_samples), "evaluation", make_images)
         return score(features, self.reference, ["fid"])["fid"] if self.accelerator.is_main_process else None
 
-    def _features(self, dataset, get_images, description):
+    def _features(self, dataset, description, make_images=None):
         # nothing of it may change how the training goes on
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            return extract_features(self.accelerator, self.extractor, dataset, get_images, description, self.args)
+            return extract_features(self.accelerator, self.extractor, dataset, description, self.args, make_images)
 
 
 def main(args):
+    check_results(args)
+    for folder in (args.train_data_dir, args.dataset_name, args.images_dir):
+        check_output_dir(args.output_dir, folder)
     accelerator = Accelerator()
     if not accelerator.is_main_process:
         disable_progress_bar()  # of loading
@@ -401,11 +501,11 @@ def main(args):
             pipeline, num_classes = load_pipeline(args)
             pipeline.to(accelerator.device)
             num_samples = args.num_samples or min(10_000, len(data))
-            # what the pipeline does not take is refused before the long work on the data begins
+            # gives the resolution, and refuses what the pipeline does not take before the long work on the data begins
             draw(pipeline, num_classes, min(args.num_inference_steps), args, torch.tensor([0]))
 
     features_of = functools.partial(extract_features, accelerator, extractor, args=args)
-    reference = features_of(data, read, "data")
+    reference = features_of(data, "data")
     packages = PACKAGES if args.feature_extractor else (*PACKAGES, "torch-fidelity")
     result = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -421,6 +521,12 @@ def main(args):
 
     def add_row(images, num_inference_steps, features, reference):
         if accelerator.is_main_process:
+            for each in (features, reference):
+                if len(each) < MIN_IMAGES:
+                    raise ValueError(f"{len(each)} images decode, but at least {MIN_IMAGES} are needed.")
+            if all(row["images"] != images for row in result["rows"]):
+                counts = {images: len(features), "reference": len(reference)}
+                warn_about_few_images(args.metrics, features.shape[1], counts)
             row = {"images": images, "num_inference_steps": num_inference_steps}
             result["rows"].append(row | score(features, reference, args.metrics))
             text = json.dumps(result, indent=2, default=str) + "\n"
@@ -431,10 +537,10 @@ def main(args):
         halves = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0)).chunk(2)
         add_row("held out", None, reference[halves[1]], reference[halves[0]])
     if args.images_dir is not None:
-        add_row("folder", None, features_of(folder, read, "folder"), reference)
+        add_row("folder", None, features_of(folder, "folder"), reference)
     for steps in args.num_inference_steps or []:
-        get_images = functools.partial(draw, pipeline, num_classes, steps, args)
-        add_row("drawn", steps, features_of(range(num_samples), get_images, f"{steps} steps"), reference)
+        make_images = functools.partial(draw, pipeline, num_classes, steps, args)
+        add_row("drawn", steps, features_of(range(num_samples), f"{steps} steps", make_images=make_images), reference)
 
     if accelerator.is_main_process:
         print(markdown_table(result["rows"]))

@@ -171,7 +171,12 @@ def main(args):
         from evaluate import PipelineEvaluation  # examples/evaluate.py
 
         evaluation = PipelineEvaluation(
-            accelerator, dataset, args.resolution, args.feature_extractor, args.evaluation_samples
+            accelerator,
+            dataset,
+            args.resolution,
+            args.feature_extractor,
+            args.evaluation_samples,
+            image_column=args.image_column,
         )
 
     def make_pipeline():

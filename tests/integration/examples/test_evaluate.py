@@ -7,12 +7,15 @@ neither on the number of processes nor on the batch size; and what it cannot use
 import importlib.util
 import json
 import os
+import shutil
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from datasets import Dataset
 from PIL import Image
 from processes import start, start_distributed
 from sklearn.datasets import load_digits
@@ -93,7 +96,7 @@ OTHER = ["--images_dir", "other", "--train_data_dir", "real", "--resolution", "8
 
 def evaluate(script, *arguments, output_dir="out"):
     """The rows of a run in this process."""
-    script.main(script.parse_args([*PIXELS, *arguments, "--output_dir", output_dir]))
+    script.main(script.parse_args([*PIXELS, "--output_dir", output_dir, *arguments]))
     return json.loads(Path(output_dir, "evaluation.json").read_text())["rows"]
 
 
@@ -124,7 +127,8 @@ def by_hand(a, b):
         def distances(x, y):
             return np.linalg.norm(x[:, None] - y[None], axis=-1)
 
-        radii = np.sort(distances(others, others), axis=1)[:, 3]  # [:, 0] is the image itself
+        third = min(3, len(others) - 1)  # [:, 0] is the image itself
+        radii = np.sort(distances(others, others), axis=1)[:, third]
         return (distances(points, others) <= radii).any(axis=1).mean()
 
     return {"fid": fid, "kid": kid, "precision": share(a, b), "recall": share(b, a)}
@@ -250,6 +254,100 @@ def test_other_pipelines_of_diffusers(script, files, plain_unet):
         evaluate(script, "--pretrained_model_name_or_path", "stock", *arguments, "--guidance_scale", "2")
 
 
+def test_the_resolution_is_the_pipelines(script, files, tiny_unet):
+    DDMPipeline(tiny_unet(in_channels=1, sample_size=16), DDMScheduler()).save_pretrained("large")
+    arguments = ["--pretrained_model_name_or_path", "large", "--num_samples", "4", "--num_inference_steps", "1"]
+    arguments += ["--max_reference_images", "5", "--metrics", "fid"]
+    evaluate(script, *arguments, "--train_data_dir", "real")
+    assert json.loads(Path("out/evaluation.json").read_text())["settings"]["resolution"] == 16
+    with pytest.raises(ValueError, match="`--resolution` is 8, but .*--train_data_dir"):
+        evaluate(script, *arguments)
+
+
+def test_few_images_are_warned_of(script, files, caplog):
+    """There are 64 features."""
+    arguments = ["--pretrained_model_name_or_path", "grey", "--num_inference_steps", "1", "2"]
+    arguments += ["--train_data_dir", "real"]
+    evaluate(script, *arguments, "--num_samples", "65", "--max_reference_images", "65", "--metrics", "fid")
+    evaluate(script, *arguments, "--num_samples", "64", "--metrics", "recall")
+    assert not caplog.records
+    evaluate(script, *arguments, "--num_samples", "64", "--max_reference_images", "63", "--metrics", "fid")
+    (record,) = caplog.records
+    assert "FID is biased with 64 drawn and 63 reference images: covariances of 64 features" in record.message
+
+
+def test_results_of_another_model_are_kept(script, files, rejects):
+    few = ["--train_data_dir", "real", "--max_reference_images", "5", "--metrics", "fid"]
+    model = ["--pretrained_model_name_or_path", "grey", "--num_samples", "4", "--num_inference_steps", "1", *few]
+    evaluate(script, *model)
+    evaluate(script, *model)  # its own it replaces
+    before = Path("out/evaluation.json").read_text()
+    for other in (["--images_dir", "other"], ["--pretrained_model_name_or_path", "classes"]):
+        with rejects("`--output_dir` is 'out'", "'grey'", other[1], f"--output_dir out-{other[1]}"):
+            evaluate(script, *other, *few)
+    assert Path("out/evaluation.json").read_text() == before
+    Path("mine").mkdir()
+    Path("mine/evaluation.json").write_text("[]")
+    with rejects("`--output_dir` is 'mine'", "something else"):
+        evaluate(script, *model, output_dir="mine")
+
+
+def test_files_that_are_no_images(script, files, rejects, caplog):
+    shutil.copytree("other", "folder")
+    folder = Path("folder")
+    (folder / ".hidden").mkdir()
+    shutil.copy(folder / "inner" / "000.png", folder / ".hidden")
+    (folder / "inner" / "._000.png").write_bytes(b"Mac OS X")
+    (folder / "notes.txt").write_text("no image")
+    arguments = ["--images_dir", "folder", "--train_data_dir", "real", "--resolution", "8", "--metrics", "fid"]
+    (row,) = evaluate(script, *arguments)
+    assert row["num_images"] == 150 and "Left out: 1 .txt" in caplog.text
+    whole = row["fid"]
+
+    bad = folder / "inner" / "149.png"
+    bad.write_bytes(bad.read_bytes()[:50])
+    with rejects("149.png", "does not decode", "--skip_bad_images"):
+        evaluate(script, *arguments)
+    caplog.clear()
+    (row,) = evaluate(script, *arguments, "--skip_bad_images", "--batch_size", "16")
+    assert row["num_images"] == 149 and row["fid"] != whole
+    assert row["fid"] == pytest.approx(by_hand(pictures(1)[:149], pictures(0))["fid"], rel=1e-5)
+    assert caplog.text.count("149.png does not decode") == 1
+
+
+def test_the_column_of_images(script, files, rejects):
+    paths = [{"path": f"{files}/real/inner/{i:03}.png", "bytes": None} for i in range(150)]
+    Path("pairs").mkdir()
+    Dataset.from_dict({"mask": paths[::-1], "photo": paths}).to_parquet("pairs/pairs.parquet")
+    arguments = ["--images_dir", "real", "--train_data_dir", "pairs", "--resolution", "8", "--metrics", "fid"]
+    with rejects("`image_column`", "['mask', 'photo']"):
+        evaluate(script, *arguments)
+    (row,) = evaluate(script, *arguments, "--image_column", "photo")
+    assert row["fid"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_evaluation_of_a_training_run_on_few_images(count, script, files, caplog, rejects):
+    """Also on a single one, of which the covariance is 0; images that do not decode are left out."""
+    images = [Path(f"real/inner/{i:03}.png").read_bytes() for i in range(3)]
+    images = [image if i < count else image[:50] for i, image in enumerate(images)]
+    rows = [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)]
+    dataset = Dataset.from_dict({"mask": rows, "photo": rows})
+    arguments = [Accelerator(), dataset, 8, "extractors.py:Pixels", 40]
+    if count == 0:
+        with rejects("none of the 3 images decodes", "0.png does not decode"):
+            script.PipelineEvaluation(*arguments, image_column="photo")
+        return
+    evaluation = script.PipelineEvaluation(*arguments, image_column="photo")
+    assert caplog.text.count("does not decode") == 3 - count
+    assert f"40 drawn and {max(count, 1)} reference images" in caplog.text
+    pipeline, _ = script.load_pipeline(script.parse_args(["--pretrained_model_name_or_path", "grey"]))
+    drawn = script.draw(pipeline, None, 1, evaluation.args, torch.arange(40))
+    drawn = (drawn.mean(dim=1) * 255).round().numpy()
+    reference = pictures(0)[:count] if count > 1 else pictures(0)[[0, 0]]
+    assert evaluation(pipeline, 1) == pytest.approx(by_hand(drawn, reference)["fid"], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -270,7 +368,9 @@ def test_bad_options_are_refused_by_the_parser(script, capsys, arguments, messag
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--images_dir", "nowhere"], "`--images_dir` is 'nowhere', where 0 images are, but at least 4"),
+        (["--images_dir", "nowhere"], "`--images_dir` is 'nowhere', but there is no such folder"),
+        ([*OTHER, "--output_dir", "real/out"], "`output_dir` is 'real/out', which is inside the data folder 'real'"),
+        ([*OTHER, "--output_dir", "other"], "`output_dir` is 'other', which is inside the data folder 'other'"),
         (["--images_dir", "one"], "`--images_dir` is 'one', where 1 images are, but at least 4"),
         ([*OTHER, "--train_data_dir", "one"], "The data set has 1 images, but at least 4"),
         ([*OTHER, "--train_data_dir", "nowhere"], "`train_data_dir` is 'nowhere', but there is no such folder"),

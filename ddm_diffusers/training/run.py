@@ -25,6 +25,7 @@ from .arguments import check_mixed_precision, command_line, settings_that_matter
 from .checkpoints import PREFIX, Checkpoints, refuse_used_folder
 from .data import ImageTransform, TrainingBatches
 from .defaults import set_data_defaults, training_length
+from .folders import check_output_dir
 from .latents import CachedLatents
 from .loading import BatchLoader
 from .results import keep_best, read_best, save_with_card
@@ -86,13 +87,17 @@ class TrainingRun:
             [`~model_card.sample_grid`], or a function with its arguments that a script replaces it with.
 
     Raises:
-        ValueError: `output_dir` holds another run, the Hub refuses the repository or the token, or a tracker is missing.
+        ValueError: `output_dir` holds another run or is inside the data folder, the precision does not suit the device, or
+            the Hub refuses the repository or the token.
+        ImportError: the tracker is not installed.
     """
 
     def __init__(self, args: Namespace, name: str):
         self.args = args
         self.name = name
         self.output_dir = Path(args.output_dir)
+        for data in (args.train_data_dir, args.dataset_name):
+            check_output_dir(args.output_dir, data)
         refuse_used_folder(self.output_dir, args.resume_from_checkpoint)
         self.accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,

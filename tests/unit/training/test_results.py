@@ -73,7 +73,8 @@ def test_a_card_that_somebody_edited_stays(at_step, pipeline_of, tmp_path):
 
 
 def test_a_local_data_set_is_not_named(at_step, pipeline_of, tmp_path):
-    run = at_step(20, "--dataset_name", tmp_path)
+    (tmp_path / "data").mkdir()
+    run = at_step(20, "--dataset_name", tmp_path / "data")
     run.finish(pipeline_of(run), {})
     assert "datasets:" not in (tmp_path / "out" / "README.md").read_text()
 

@@ -76,7 +76,8 @@ def load_folder(folder: str, cache_dir: str | None = None, streaming: bool = Fal
         dataset = _load_saved(name, folder)
         return dataset.to_iterable_dataset() if streaming else dataset
 
-    images, metadata, parquet, arrow, others = _by_kind(list_files(folder, cache_dir))
+    files = list_files(folder, cache_dir)
+    images, metadata, parquet, arrow, _ = _by_kind(files)
     if images:
         clashing = [path for _, path in parquet if _has_images(path)]
         if clashing:
@@ -84,19 +85,18 @@ def load_folder(folder: str, cache_dir: str | None = None, streaming: bool = Fal
                 f"{name}, which has {len(images)} images and {len(clashing)} parquet files with images, {clashing[0]!r} for"
                 " example, but only one of both is accepted. Move the other to a folder of its own."
             )
-        kind, used, others = "images", images, parquet + arrow + others
-    elif parquet or arrow:
-        kind, used, others = "parquet files", parquet, metadata + arrow + others
-        if not parquet:
-            kind, used, others = "arrow files", arrow, metadata + others
+        kind, used = "images", images
     else:
-        raise ValueError(
-            f"{name}, but that folder holds no images, parquet or arrow files{_count(others, ', only ')}."
-        )
+        parquet = parquet or [file for file in metadata if _suffix(file) == ".parquet"]  # it describes no images
+        metadata = []
+        kind, used = ("parquet files", parquet) if parquet else ("arrow files", arrow)
+    if not used:
+        raise ValueError(f"{name}, but that folder holds no images, parquet or arrow files{_count(files, ', only ')}.")
 
+    left_out = sorted({*files}.difference(used, metadata))
+    if left_out:
+        log(logging.WARNING, f"{name}. It has {len(used)} {kind}. Left out: {_count(left_out)}.")
     chosen = _train_split(name, used, kind)
-    if others:
-        log(logging.WARNING, f"{name}. It has {len(used)} {kind}. Left out: {_count(others)}.")
     if kind != "images":
         return _load_files(kind.split()[0], chosen, cache_dir, streaming)
     other_splits = {path for _, path in images} - {path for _, path in chosen}

@@ -78,7 +78,7 @@ class ConditionalTransform(ImageTransform):
             condition = conditioning_image_column or "conditioning_image"
             if condition not in dataset.features:
                 raise ValueError(
-                    f"`task` is None, which needs two columns of images, but the data set has no column {condition!r}, only"
+                    f"`task` is None, which needs the columns of targets and of conditions, but the data set has no column {condition!r}, only"
                     f" {list(dataset.features)}. Name the column of conditions with --conditioning_image_column, or make"
                     f" conditions from plain images with one of the tasks {TASKS}."
                 )

@@ -290,6 +290,11 @@ def test_a_stray_parquet_file_beside_images(root, load, caplog, rejects):
         load()
 
 
+def test_metadata_without_images_is_a_table(root, load):
+    table(root / "metadata.parquet", 1, 2)
+    assert load()["number"][:] == [1, 2]
+
+
 def test_other_files_beside_parquet_files(root, load, caplog):
     table(root / "a.parquet", 1)
     (root / "README.md").write_text("about")

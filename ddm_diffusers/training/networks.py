@@ -509,19 +509,23 @@ def _kept_classes(old: dict, class_names: list[str] | None, source: str) -> dict
     if old["id2label"] is None and old["num_class_embeds"] == len(class_names):
         logger.warning(
             f"The model of {source} has no class names: the labels 0 to {len(class_names) - 1} are taken to mean the same"
-            f" as here, {', '.join(class_names)}."
+            f" as here, {_listing(class_names)}."
         )
         return {label: label for label in range(len(class_names))}
     labels = {name: label for label, name in (old["id2label"] or {}).items()}
     kept = {label: labels[name] for label, name in enumerate(class_names) if name in labels}
     if new := [name for label, name in enumerate(class_names) if label not in kept]:
         logger.warning(
-            f"The model of {source} does not know the classes {', '.join(new)}: they start from what it draws without a"
+            f"The model of {source} does not know the classes {_listing(new)}: they start from what it draws without a"
             " class."
         )
     if gone := [name for name in labels if name not in class_names]:
-        logger.warning(f"The model of {source} loses the classes {', '.join(gone)}, which the data do not have.")
+        logger.warning(f"The model of {source} loses the classes {_listing(gone)}, which the data do not have.")
     return kept
+
+
+def _listing(names: list[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def build_text_unet(

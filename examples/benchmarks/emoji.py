@@ -4,8 +4,10 @@ About 3,600 captioned images in colour: the emoji of Noto's font, with their Uni
 
     apt install fonts-noto-color-emoji unicode-data          # Debian, Ubuntu
     python examples/benchmarks/emoji.py --output_dir emoji   # a folder for the training scripts; --size 64
+    python examples/benchmarks/emoji.py --output_dir fruit --subgroups food-fruit food-vegetable
 
-The folder has a file for each emoji, on white, and a `metadata.jsonl` with the columns `text`, `group` and `subgroup`.
+The folder has a file for each emoji, on white, and a `metadata.jsonl` with the columns `text`, `group` and `subgroup`. With
+`--subgroups` it has a folder for each of these subgroups of Unicode's list instead.
 """
 
 import argparse
@@ -95,13 +97,32 @@ def write_folder(folder, emoji):
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")  # last, so that a folder that has it is whole
 
 
+def write_class_folders(folder, emoji, subgroups):
+    """A folder of images for each subgroup."""
+    unknown = set(subgroups) - {each.subgroup for each in emoji}
+    if unknown:
+        raise ValueError(
+            f"`--subgroups` has {sorted(unknown)}, but they have to be among {sorted({each.subgroup for each in emoji})}."
+        )
+    for each in emoji:
+        if each.subgroup in subgroups:
+            path = Path(folder, each.subgroup, f"{each.code}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            on_white(each.image).save(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="emoji", help="Where the images go.")
     parser.add_argument("--size", type=int, default=64, help="Height and width; the font has 136 pixels.")
+    parser.add_argument("--subgroups", nargs="+", help="Take these subgroups alone, each into a folder of its own.")
     args = parser.parse_args()
     emoji = load_emoji(args.size)
-    write_folder(args.output_dir, emoji)
+    if args.subgroups:
+        write_class_folders(args.output_dir, emoji, args.subgroups)
+        emoji = [each for each in emoji if each.subgroup in args.subgroups]
+    else:
+        write_folder(args.output_dir, emoji)
     print(f"{len(emoji)} images in {args.output_dir}")
 
 

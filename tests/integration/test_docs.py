@@ -24,10 +24,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.fixture
-def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
+def saved_pipelines(tmp_path, monkeypatch, tiny_unet, plain_unet):
     classes = {"num_class_embeds": 3, "id2label": dict(enumerate(("bird", "train", "truck")))}
-    for folder, options in (("ddm-model", {}), ("ddm-photos", classes)):
+    mine = {"num_class_embeds": 2, "id2label": {0: "clothing", 1: "face-concerned"}}
+    for folder, options in (("ddm-model", {}), ("ddm-photos", classes), ("ddm-my-images", mine)):
         DDMPipeline(tiny_unet(**options), DDMScheduler()).save_pretrained(tmp_path / folder)
+    diffusers.DDPMPipeline(plain_unet(), diffusers.DDPMScheduler()).save_pretrained(tmp_path / "ddpm-model")
     pipe = DDMImageToImagePipeline(tiny_unet(conditioning_channels=3), DDMScheduler(), upscale=4)
     pipe.save_pretrained(tmp_path / "ddm-super-resolution")
     pipe = DDMPipeline(tiny_unet(in_channels=4), DDMScheduler(clip_sample=False), vae=tiny_vae())
@@ -48,7 +50,15 @@ def saved_pipelines(tmp_path, monkeypatch, tiny_unet):
     monkeypatch.chdir(tmp_path)
 
 
-COMMANDS = ("README.md", "evaluation.md", "high-resolution.md", "hub.md", "image-to-image.md", "training.md")
+COMMANDS = (
+    "README.md",
+    "evaluation.md",
+    "fine-tuning.md",
+    "high-resolution.md",
+    "hub.md",
+    "image-to-image.md",
+    "training.md",
+)
 SLOW_PAGES = ("evaluation.md",)
 
 

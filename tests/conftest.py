@@ -31,6 +31,25 @@ settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """
+    Every worker starts with a part of the slow tests. A slow test that came last would run alone. The tests of a module
+    stay together, because they share fixtures.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    modules = list(dict.fromkeys(item.module for item in slow))
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    num_items, items[:] = len(items), []
+    for worker in range(workers):  # `--dist worksteal` cuts the list into equal parts
+        end = len(items) + (num_items - len(items)) // (workers - worker)
+        items += [item for item in slow if modules.index(item.module) % workers == worker]
+        while others and len(items) < end:
+            items.append(others.pop(0))
+    items += others
+
+
 @pytest.fixture
 def tiny_unet():
     """`tiny_unet(seed=0, **options)` makes a small DDMUNet2DModel with random weights, the same for the same seed."""

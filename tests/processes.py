@@ -96,6 +96,7 @@ def fork(target: Callable, *args) -> multiprocessing.process.BaseProcess:
 
 
 def _call(path: str, name: str, args: tuple) -> None:
+    sys.dont_write_bytecode = False  # hundreds of processes import this package
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

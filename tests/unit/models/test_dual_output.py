@@ -361,8 +361,9 @@ def test_compiles_into_one_graph(name, options):
     # Tracing takes seconds, and what is ours lies around the blocks: as few of them, and as little attention, as there can be.
     smaller = {
         "unet2d": {
-            "down_block_types": ("DownBlock2D",) * 2,
-            "up_block_types": ("UpBlock2D",) * 2,
+            "down_block_types": ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",),
+            "block_out_channels": (8,),
             "add_attention": False,
         },
         "unet2d_condition": {

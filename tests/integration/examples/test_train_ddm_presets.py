@@ -13,7 +13,7 @@ import torch
 from released_networks import unet_weights
 
 from ddm_diffusers import DDMImageToImagePipeline, DDMPipeline, DDMUNet2DModel, presets
-from ddm_diffusers.training import augment, ddm_loss
+from ddm_diffusers.training import augment, build_unet, ddm_loss, load_lpips
 
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -161,7 +161,7 @@ def test_the_network_is_that_of_the_release_s_config(preset, script):
     """The configs for CIFAR-10: attention at 16x16 and 8x8, but at 4x4 in the middle alone."""
     args = script.parse_args(["--preset", preset, "--train_data_dir", "photos", "--resolution", "32"])
     with torch.device("meta"):
-        unet = script.build_unet(args, 3, 32)
+        unet = build_unet(args, 3, 32)
     blocks = [*unet.down_blocks, *reversed(unet.up_blocks)]
     assert [hasattr(block, "attentions") for block in blocks] == 2 * [False, True, True, False]
     assert len(unet.mid_block.attentions) == 1
@@ -215,11 +215,10 @@ def test_without_a_preset_nothing_changes(script):
     assert script.build_scheduler(args, clip_sample=True).config.step_form == "posterior"
 
 
-def test_lpips_joins_the_loss(script, monkeypatch):
-    args = script.parse_args(["--preset", "ddm", "--train_data_dir", "photos"])
+def test_lpips_joins_the_loss(script, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lpips", None)  # not installed
     with pytest.raises(ImportError, match="`--lpips` needs `pip install lpips`; `--no-lpips` leaves it out"):
-        script.load_lpips("cpu")
+        load_lpips("cpu")
 
     class LPIPS(torch.nn.Module):
         def __init__(self, net, verbose):
@@ -233,15 +232,19 @@ def test_lpips_joins_the_loss(script, monkeypatch):
     lpips.LPIPS = LPIPS
     monkeypatch.setitem(sys.modules, "lpips", lpips)
     images = torch.rand(2, 1, 4, 4)
-    torch.testing.assert_close(script.load_lpips("cpu")(images, -images), 4 * images.square().mean(dim=(1, 2, 3)))
-    scheduler = script.build_scheduler(args, clip_sample=True)
-    unet = torch.nn.Identity()
-    unet.forward = lambda x, t: type("Output", (), {"sample": torch.cat([x, x], dim=1)})()
-    generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    with_it, _ = script.training_loss(args, unet, scheduler, 1.0, images, generators, script.load_lpips("cpu"))
-    generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    without, _ = script.training_loss(args, unet, scheduler, 1.0, images, generators)
-    assert with_it > without
+    torch.testing.assert_close(load_lpips("cpu")(images, -images), 4 * images.square().mean(dim=(1, 2, 3)))
+
+    losses = []
+
+    def recorded(*arguments, **options):
+        loss, parts = ddm_loss(*arguments, **options)
+        without, _ = ddm_loss(*arguments, **{**options, "perceptual_loss": None})
+        losses.append((loss, without))
+        return loss, parts
+
+    monkeypatch.setattr(script, "ddm_loss", recorded)
+    script.main(script.parse_args(["--preset", "ddm", *SMALL, "--lpips", "--output_dir", str(tmp_path)]))
+    assert losses and all(loss > without for loss, without in losses)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_fine_tuning_of_stable_diffusion_to_the_hub(captioned, tmp_path):
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "more").unet
     assert again.config.base_scheduler == pipe.unet.config.base_scheduler
     torch.testing.assert_close(again.state_dict(), pipe.unet.state_dict())
-    refused = start(SCRIPT, *captioned, *more, "--noise_schedule", "linear", cwd=tmp_path)
+    refused = start(SCRIPT, *captioned, *more, "--noise_schedule", "linear", "--output_dir", "refused", cwd=tmp_path)
     assert refused.wait() != 0 and "`--noise_schedule` is 'linear', but the model of out has 'sqrt'" in refused.output
 
 

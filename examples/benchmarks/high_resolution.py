@@ -255,14 +255,14 @@ def mean_and_error(values):
 def text(args):
     folder, size = Path(args.output_dir), 64
     train_autoencoder(args, size)
-    emoji = one_of_each(load_emoji(size))[:: 16 if args.quick else 1]
+    emoji = one_of_each(load_emoji(size))[:: 64 if args.quick else 1]
     order = torch.randperm(len(emoji), generator=torch.Generator().manual_seed(0)).tolist()
     num_held_out = len(emoji) // 8
     held_out, seen = [emoji[i] for i in order[:num_held_out]], [emoji[i] for i in order[num_held_out:]]
     if not (folder / "captioned" / "metadata.jsonl").is_file():
         write_folder(folder / "captioned", seen)
     source = text_parts(folder / "text-parts", [each.name for each in seen])
-    shown = [each.name for each in seen[:16]]
+    shown = [each.name for each in seen[: min(16, args.num_prompts)]]
     run_script(
         "train_ddm_text_to_image.py",
         folder / "ddm-text",
@@ -369,7 +369,7 @@ def measured(run):
 
 
 def decoding(args):
-    sizes = ((128, False), (256, True)) if args.quick else ((512, False), (1024, False), (1024, True), (2048, True))
+    sizes = ((64, False), (64, True)) if args.quick else ((512, False), (1024, False), (1024, True), (2048, True))
     rows = [
         {"size": size, "tiling": tiling} | in_a_process(args, "decode", size, int(tiling)) for size, tiling in sizes
     ]
@@ -527,7 +527,7 @@ def parse_args(arguments=None):
     args.num_images, args.warmup_steps = None, 100
     if args.quick:
         args.autoencoder_steps = args.train_steps = args.text_train_steps = 2
-        args.num_images, args.num_prompts, args.warmup_steps = 64, 16, 1
+        args.num_images, args.num_prompts, args.warmup_steps = 16, 2, 1
     return args
 
 

@@ -545,18 +545,20 @@ def tiles(args):
     """Seams, and memory: of super-resolution of a mosaic, since tiles are cut through whatever is there."""
     pipe, _ = super_resolution_pipeline(args)
     images, _ = load_fashion_mnist("test", args.data_dir)
-    side = 10
-    mosaic = to_tensor(images[: side**2]).reshape(side, side, 28, 28).permute(0, 2, 1, 3).reshape(1, 1, 280, 280)
+    side = 4 if args.quick else 10
+    width = 28 * side
+    mosaic = to_tensor(images[: side**2]).reshape(side, side, 28, 28).permute(0, 2, 1, 3).reshape(1, 1, width, width)
     small = F.avg_pool2d(mosaic / 2 + 0.5, UPSCALE)
     whole = pipe(small, generator=seeded(), output_type="pt").images
-    one_tile = pipe(small, generator=seeded(), output_type="pt", tile_size=280, tile_overlap=64).images
+    one_tile = pipe(small, generator=seeded(), output_type="pt", tile_size=width, tile_overlap=64).images
     facts = {"one tile equals no tiles": torch.equal(whole, one_tile), "rows": []}
     for size, overlap in ((64, 16), (64, 0)):
         stride = size - overlap
         result = pipe(small, generator=seeded(), output_type="pt", tile_size=size, tile_overlap=overlap).images
         # where a tile begins or ends, from left to right
-        seams = {x for begin in range(0, 280 - size, stride) for x in (begin + size, begin + stride)} | {280 - size}
-        seams = torch.tensor(sorted(x for x in seams if 0 < x < 280))
+        seams = {x for begin in range(0, width - size, stride) for x in (begin + size, begin + stride)}
+        seams |= {width - size}
+        seams = torch.tensor(sorted(x for x in seams if 0 < x < width))
         facts["rows"].append(
             {"tile": size, "overlap": overlap}
             | {
@@ -618,14 +620,16 @@ def parse_args():
         *((10, 0, 0.0), (10, 0, GUIDANCE)),
         *((5, 1, 0.0), (5, 0, 0.0), (5, 0, GUIDANCE), (10, 1, 0.0)),
     )
-    args.cost_rounds = 2 if args.quick else 5
+    args.cost_rounds = 1 if args.quick else 5
     args.classifier_steps = 2500
     args.repaint_steps = ((10, 1), (5, 2), (20, 1))
     args.super_resolution_steps = ((5, 1.0, 1), (10, 1.0, 1), (5, 0.0, 1), (10, 0.0, 1), (5, 1.0, 8))
     args.saliency_steps = ((5, 1.0, 1), (10, 1.0, 1), (1, 1.0, 8), (5, 1.0, 8), (5, 1.0, 16))
     args.large_images = ((512, 256, 2), (2048, 256, 2))
     if args.quick:
-        args.num_images, args.train_steps, args.classifier_steps, args.large_images = 20, 10, 10, ((256, 64, 1),)
+        args.num_images, args.train_steps, args.classifier_steps, args.large_images = 4, 2, 2, ((128, 64, 1),)
+        args.train_batch_size = 8
+        args.inpainting_steps, args.repaint_steps = ((10, 0, GUIDANCE), (5, 1, 0.0)), ((5, 2),)
     return args
 
 

@@ -92,7 +92,7 @@ def test_image_to_image(part, fashion_mnist_dir, tmp_path, benchmark_script):
     if part == "inpainting":
         assert all(row["known same"] for row in facts["rows"])
     if part == "tiles":
-        assert facts["one tile equals no tiles"] and [row["size"] for row in facts["memory"]] == [256]
+        assert facts["one tile equals no tiles"] and [row["size"] for row in facts["memory"]] == [128]
     assert list(tmp_path.glob("*.png"))
 
 

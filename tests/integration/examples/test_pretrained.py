@@ -1,6 +1,7 @@
 # Copyright 2026 The ddm-diffusers authors. Licensed under the Apache License, Version 2.0.
 """Proves that the checkpoint in examples/pretrained loads, is small, and draws the classes that it is asked for."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -40,13 +41,21 @@ def test_it_loads_is_small_and_follows_its_labels():
 
 
 @pytest.mark.slow
-def test_a_classifier_names_the_requested_class(tmp_path, benchmark_script):
+def test_a_classifier_names_the_requested_class(tmp_path, benchmark_script, monkeypatch):
     fashion_mnist, pretrained = benchmark_script("fashion_mnist"), benchmark_script("pretrained")
     if not Path(fashion_mnist.DEBIAN_FOLDER).is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
-    _, accuracy = fashion_mnist.train_classifier(tmp_path / "classifier.safetensors", epochs=2)
+    folder = tmp_path / "data"  # the first 40,000 and 2,000 images
+    folder.mkdir()
+    parts = {"train-images-idx3": 16 + 40_000 * 28 * 28, "train-labels-idx1": 8 + 40_000}
+    parts |= {"t10k-images-idx3": 16 + 2_000 * 28 * 28, "t10k-labels-idx1": 8 + 2_000}
+    for name, size in parts.items():
+        with gzip.open(Path(fashion_mnist.DEBIAN_FOLDER, f"{name}-ubyte.gz")) as file:
+            (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(file.read(size), compresslevel=1))
+    _, accuracy = fashion_mnist.train_classifier(tmp_path / "classifier.safetensors", folder, epochs=2)
     assert accuracy > 0.89
-    arguments = ["--num_samples", "300", "--steps", "10", "--guidance_scales", "1.5"]
+    arguments = ["--num_samples", "300", "--steps", "10", "--guidance_scales", "1.5", "--data_dir", str(folder)]
+    monkeypatch.setattr(pretrained, "GRID", 2)
     pretrained.main(["--output_dir", str(tmp_path), *arguments])
     contents = json.loads((tmp_path / "pretrained.json").read_text())
     (row,) = contents["rows"]

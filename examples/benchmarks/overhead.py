@@ -3,10 +3,11 @@
 What the package costs beside the network: pipeline, scheduler step, objective, and the variants of the model.
 
     python examples/benchmarks/overhead.py --output_dir overhead
+    python examples/benchmarks/overhead.py --output_dir overhead --quick    # only to see that it runs
 
 Every figure is a ratio of two times that are taken in pairs, one right after the other and in alternating order, so that
 what slows the machine slows both; the table has the median of the ratios and their quartiles. Memory is the peak of a
-fresh process (on Linux; of the device, on a GPU) over that of a process which builds the same model and does not run it.
+fresh process (on Linux; of the device, on a GPU) over its peak before the model is run.
 """
 
 import argparse
@@ -90,12 +91,12 @@ def paired_ratio(first, second, device, rounds, repeats=1):
     return {"ratio": statistics.median(ratios), "quartiles": [quartiles[0], quartiles[2]], "rounds": rounds}
 
 
-def pipeline_over_model(device, rounds):
+def pipeline_over_model(device, rounds, batch_size):
     """A call of the pipeline over as many bare evaluations of its model."""
     unet = VARIANTS["two heads"]().to(device).eval()
     pipe = DDMPipeline(unet, DDMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    sample = torch.randn(BATCH_SIZE, CHANNELS, SIZE, SIZE, device=device)
+    sample = torch.randn(batch_size, CHANNELS, SIZE, SIZE, device=device)
     timestep = torch.tensor(500.0, device=device)
 
     def bare():
@@ -104,7 +105,7 @@ def pipeline_over_model(device, rounds):
                 unet(sample, timestep)
 
     return paired_ratio(
-        lambda: pipe(batch_size=BATCH_SIZE, num_inference_steps=NUM_STEPS, output_type="np"), bare, device, rounds
+        lambda: pipe(batch_size=batch_size, num_inference_steps=NUM_STEPS, output_type="np"), bare, device, rounds
     ) | {"parameters": unet.num_parameters()}
 
 
@@ -132,12 +133,12 @@ def step_over(make_ours, make_theirs, device, rounds, shape):
     )
 
 
-def training_step_over_bare(device, rounds):
+def training_step_over_bare(device, rounds, batch_size):
     """A whole training step over forward, backward and optimizer step of the same model on ready inputs."""
     unet, scheduler = VARIANTS["two heads"]().to(device), DDMScheduler()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4)
-    clean = torch.rand(BATCH_SIZE, CHANNELS, SIZE, SIZE, device=device) * 2 - 1
-    fixed_timesteps = torch.full((BATCH_SIZE,), 500.0, device=device)
+    clean = torch.rand(batch_size, CHANNELS, SIZE, SIZE, device=device) * 2 - 1
+    fixed_timesteps = torch.full((batch_size,), 500.0, device=device)
 
     def update(loss):
         loss.backward()
@@ -146,7 +147,7 @@ def training_step_over_bare(device, rounds):
 
     def full():
         noise = torch.randn_like(clean)
-        timesteps = sample_timesteps(scheduler, BATCH_SIZE, device=device)
+        timesteps = sample_timesteps(scheduler, batch_size, device=device)
         attenuation = scheduler.get_attenuation(clean)
         noisy = scheduler.add_noise(clean, noise, timesteps, attenuation)
         update(ddm_loss(scheduler, unet(noisy, timesteps).sample, clean, noise, timesteps, attenuation))
@@ -154,11 +155,11 @@ def training_step_over_bare(device, rounds):
     return paired_ratio(full, lambda: update(unet(clean, fixed_timesteps).sample.mean()), device, rounds)
 
 
-def variant_over_plain(name, device, rounds, training):
+def variant_over_plain(name, device, rounds, batch_size, training):
     """Forward, or forward and backward, of a variant of the model over a plain `UNet2DModel`."""
     models = [VARIANTS[each]().to(device) for each in (name, "plain UNet2DModel")]
-    sample = torch.randn(BATCH_SIZE, CHANNELS, SIZE, SIZE, device=device)
-    timesteps = torch.full((BATCH_SIZE,), 500.0, device=device)
+    sample = torch.randn(batch_size, CHANNELS, SIZE, SIZE, device=device)
+    timesteps = torch.full((batch_size,), 500.0, device=device)
 
     def run(model):
         with torch.set_grad_enabled(training):
@@ -172,25 +173,27 @@ def variant_over_plain(name, device, rounds, training):
 
 
 def peak_memory(name, device):
-    """MiB that forward and backward need beyond the model, each measured in a fresh process."""
-    peaks = []
-    for run in ("build", "run"):
-        command = [sys.executable, __file__, "--device", str(device), "--measure_memory", name, run]
-        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    return {"MiB": (peaks[1] - peaks[0]) / 2**20}
+    """MiB that forward and backward need beyond the model, measured in a fresh process."""
+    command = [sys.executable, __file__, "--device", str(device), "--measure_memory", name]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {"MiB": int(output) / 2**20}
 
 
-def measure_memory(name, run, device):
+def measure_memory(name, device):
     model = VARIANTS[name]().to(device)
-    if run == "run":
-        sample = torch.randn(BATCH_SIZE, CHANNELS, SIZE, SIZE, device=device)
-        model(sample, torch.full((BATCH_SIZE,), 500.0, device=device)).sample.mean().backward()
+    sample = torch.randn(BATCH_SIZE, CHANNELS, SIZE, SIZE, device=device)
+    before = peak(device)
+    model(sample, torch.full((BATCH_SIZE,), 500.0, device=device)).sample.mean().backward()
+    print(peak(device) - before)
+
+
+def peak(device):
+    """The most bytes that this process has had at once."""
     if device.type == "cuda":
-        print(torch.cuda.max_memory_allocated(device))
-    else:
-        # not `ru_maxrss`, which a process takes over from the one that started it
-        status = Path("/proc/self/status").read_text()
-        print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024)
+        return torch.cuda.max_memory_allocated(device)
+    # not `ru_maxrss`, which a process takes over from the one that started it
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def main(argv=None):
@@ -198,30 +201,35 @@ def main(argv=None):
     parser.add_argument("--output_dir", default="overhead", help="Where overhead.json and overhead.png go.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=20, help="Pairs of times for each figure.")
-    parser.add_argument("--measure_memory", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="Two rounds of two images, memory of one model.")
+    parser.add_argument("--measure_memory", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if args.measure_memory:
-        return measure_memory(*args.measure_memory, device)
+        return measure_memory(args.measure_memory, device)
 
+    rounds, step_rounds, batch_size = (2, 2, 2) if args.quick else (args.rounds, 5 * args.rounds, BATCH_SIZE)
     shapes = {"16x3x32x32": (16, 3, 32, 32), "4x4x64x64": (4, 4, 64, 64), "1x4x128x128": (1, 4, 128, 128)}
     tasks = {
-        f"pipeline, {NUM_STEPS} steps / {NUM_STEPS} evaluations": lambda: pipeline_over_model(device, args.rounds),
-        "training step / bare step": lambda: training_step_over_bare(device, args.rounds),
+        f"pipeline, {NUM_STEPS} steps / {NUM_STEPS} evaluations": lambda: pipeline_over_model(
+            device, rounds, batch_size
+        ),
+        "training step / bare step": lambda: training_step_over_bare(device, rounds, batch_size),
     }
     for what, (make_ours, make_theirs) in STEPS.items():
         for name, shape in shapes.items():
             tasks[f"{what}, {name}"] = lambda ours=make_ours, theirs=make_theirs, shape=shape: step_over(
-                ours, theirs, device, 5 * args.rounds, shape
+                ours, theirs, device, step_rounds, shape
             )
     for name in list(VARIANTS)[1:]:
         for training in (False, True):
             what = "forward and backward" if training else "forward"
             tasks[f"{name} / plain, {what}"] = lambda name=name, training=training: variant_over_plain(
-                name, device, args.rounds, training
+                name, device, rounds, batch_size, training
             )
     rows = {name: run() for name, run in tqdm(tasks.items())}
-    memory = {name: peak_memory(name, device) for name in tqdm(VARIANTS, desc="memory")}
+    names = list(VARIANTS)[-1:] if args.quick else VARIANTS
+    memory = {name: peak_memory(name, device) for name in tqdm(names, desc="memory")}
 
     print("| what | ratio | quartiles |\n| --- | --- | --- |")
     for name, row in rows.items():

@@ -35,7 +35,7 @@ def test_a_ratio_is_that_of_pairs_in_alternating_order(overhead, monkeypatch):
 
 @pytest.mark.slow
 def test_every_figure(overhead, tmp_path, capsys):
-    overhead.main(["--output_dir", str(tmp_path), "--rounds", "2", "--device", "cpu"])
+    overhead.main(["--output_dir", str(tmp_path), "--quick", "--device", "cpu"])
     result = json.loads((tmp_path / "overhead.json").read_text())
     what = "\n".join(result["ratios"])
     for part in (
@@ -48,7 +48,7 @@ def test_every_figure(overhead, tmp_path, capsys):
         assert part in what
     for name in ("one head", "two heads", "two decoders"):
         assert result["ratios"][f"{name} / plain, forward"]["ratio"] > 0.5
-        assert result["memory"][name]["MiB"] > 1
+    assert result["memory"].keys() == {"two decoders"} and result["memory"]["two decoders"]["MiB"] > 1
     assert result["ratios"]["pipeline, 10 steps / 10 evaluations"]["parameters"] > 1_000_000
     assert "| two decoders / plain, forward and backward |" in capsys.readouterr().out
     assert (tmp_path / "overhead.png").stat().st_size > 5_000

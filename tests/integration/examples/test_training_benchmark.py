@@ -122,12 +122,13 @@ def test_the_best_sampler_is_that_of_the_most_seeds(training):
 
 
 @pytest.mark.slow
-def test_from_training_to_report(training, tmp_path, monkeypatch, capsys):
-    """On Fashion-MNIST, in the features of a classifier that is not trained; a second run samples nothing."""
+def test_from_training_to_report(training, fashion_mnist_dir, tmp_path, monkeypatch, capsys):
+    """On few images, in the features of a classifier that is not trained; a second run samples nothing."""
     classifier = training.train_classifier.__globals__["Classifier"]()
     save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
     options = "--train_steps 2 --train_batch_size 4 --num_samples 40 --num_screening_samples 8 --screening_nfes 5 --nfes 5 20"
-    arguments = ["--output_dir", str(tmp_path), *options.split(), "--methods", "ddm", "flow", "edm"]
+    folders = ["--output_dir", str(tmp_path), "--data_dir", fashion_mnist_dir]
+    arguments = [*folders, *options.split(), "--methods", "ddm", "flow", "edm"]
     training.main(arguments)
     output = capsys.readouterr().out
     assert "| flow |" in output and "| best DDM / flow |" in output and "| floor |" in output
@@ -153,9 +154,7 @@ def test_from_training_to_report(training, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "flow-1.rows.json").read_text()) == rows["flow-1"]
     # swapped alone: no row of a peer, which the report has to bear
     monkeypatch.undo()
-    training.main(
-        [*arguments[:2], "--methods", "flow", "--samplers", "DDM, default", "--nfes", "10", "--num_samples", "30"]
-    )
+    training.main([*folders, "--methods", "flow", "--samplers", "DDM, default", "--nfes", "10", "--num_samples", "30"])
     assert "| flow |" in capsys.readouterr().out
 
 

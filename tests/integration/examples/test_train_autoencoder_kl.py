@@ -19,14 +19,14 @@ from ddm_diffusers.training import ImageTransform, LatentSpace, load_image_datas
 pytestmark = pytest.mark.slow
 
 AUTOENCODER = ["--resolution", "8", "--center_crop", "--block_out_channels", "8", "16", "--layers_per_block", "1"]
-AUTOENCODER += ["--max_train_steps", "150", "--lr_warmup_steps", "5", "--learning_rate", "3e-3", "--logger", "none"]
+AUTOENCODER += ["--max_train_steps", "90", "--lr_warmup_steps", "5", "--learning_rate", "3e-3", "--logger", "none"]
 AUTOENCODER += ["--train_batch_size", "32", "--seed", "0", "--checkpointing_steps", "75", "--save_images_steps", "50"]
 AUTOENCODER += ["--adversarial_weight", "0.05", "--adversarial_start_step", "20", "--output_dir", "autoencoder"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where an autoencoder was trained, with a discriminator that sets in after a third of the run."""
+    """Where an autoencoder was trained, with a discriminator that sets in early in the run."""
     folder = tmp_path_factory.mktemp("autoencoder")
     run = start("train_autoencoder_kl.py", *AUTOENCODER, cwd=folder)
     assert run.wait() == 0, run.output[-4000:]
@@ -66,7 +66,7 @@ def test_the_autoencoder_is_resumed_with_its_discriminator(folder, tmp_path):
 
 def test_a_model_in_its_latent_space(folder):
     arguments = ["--vae_name_or_path", "autoencoder", "--latent_cache_dir", "latents", "--class_conditional"]
-    arguments += ["--block_out_channels", "16", "32", "--max_train_steps", "40", "--lr_warmup_steps", "5"]
+    arguments += ["--block_out_channels", "16", "32", "--max_train_steps", "4", "--lr_warmup_steps", "1"]
     arguments += ["--logger", "none", "--output_dir", "latent", "--seed", "0", "--eval_batch_size", "4"]
     outputs = []
     for _ in range(2):

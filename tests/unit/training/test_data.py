@@ -520,7 +520,8 @@ def test_fewer_images_than_a_batch(make, source):
 
 
 @pytest.mark.slow
-def test_a_stream_of_several_parquet_files(make):
+def test_a_stream_of_several_parquet_files(make, monkeypatch):
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # seconds, after each pass
     whole = load(make("parquet"), 6)
     assert len({name for batch in whole for name in batch["examples"]}) == 36
     assert {shade for batch in whole[:4] for shade in shades(batch)} == set(range(0, 200, 10))

@@ -8,7 +8,6 @@ folder of each component: a few lines that import this package. They serve those
 imported it runs nothing that a repository brings: its components then come from the package, by name.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from types import SimpleNamespace
 
 from diffusers import DiffusionPipeline, ModelMixin, pipelines
 from diffusers.pipelines import pipeline_loading_utils
-from huggingface_hub import create_repo, hf_hub_download, try_to_load_from_cache, upload_folder
+from huggingface_hub import create_repo, hf_hub_download, upload_folder
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .model_card import (
@@ -116,7 +115,7 @@ class HubMixin:
 
 
 class HubModelMixin(HubMixin):
-    """For models: also refuses weights that are not safetensors, or that are not what the Hub said they were."""
+    """For models: also refuses weights that are not safetensors."""
 
     @wraps(ModelMixin.save_pretrained)
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -127,44 +126,7 @@ class HubModelMixin(HubMixin):
     @wraps(ModelMixin.from_pretrained.__func__)
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         _refuse_pickles("use_safetensors", kwargs.get("use_safetensors"))
-        location = {name: kwargs.get(name) for name in ("subfolder", "cache_dir", "revision")}
-        try:
-            model = super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
-        except Exception as error:
-            _discard_corrupt_weights(pretrained_model_name_or_path, **location, cause=error)
-            raise
-        _discard_corrupt_weights(pretrained_model_name_or_path, **location)
-        return model
-
-
-def _discard_corrupt_weights(name_or_path, subfolder, cache_dir, revision, cause=None):
-    """
-    Compare cached weights with the SHA-256 that names their blob. The Hub's client compares sizes only, and what is
-    damaged but complete would be loaded again and again.
-    """
-    if os.path.isdir(name_or_path):
-        folder = Path(name_or_path, subfolder or "")
-    else:
-        config = f"{subfolder}/config.json" if subfolder else "config.json"
-        cached = try_to_load_from_cache(str(name_or_path), config, cache_dir=cache_dir, revision=revision)
-        if not isinstance(cached, str):
-            return
-        folder = Path(cached).parent
-    for path in folder.glob("*.safetensors"):
-        blob = path.resolve()
-        if not path.is_symlink() or not re.fullmatch("[0-9a-f]{64}", blob.name):
-            continue
-        digest = hashlib.sha256()
-        with open(blob, "rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-        if digest.hexdigest() != blob.name:
-            path.unlink()
-            blob.unlink()
-            raise OSError(
-                f"The weights {path.name} of {name_or_path} were damaged on the way and are removed from the cache."
-                " Load again to fetch them anew."
-            ) from cause
+        return super().from_pretrained(pretrained_model_name_or_path, **{**kwargs, "use_safetensors": True})
 
 
 class HubPipelineMixin(HubMixin):

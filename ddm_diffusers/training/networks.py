@@ -53,6 +53,9 @@ DIGITS_DEFAULTS = {
     "lpips": False,
 }
 PRECONDITIONS = {"velocity": "velocity", "unit_variance": True, "ddm": "ddm", "none": False}
+# New classes start at "no class" and this share of a fresh embedding. Without it they part too slowly: after 150 steps of the
+# model in the box on two new classes, their predictions differed by 0.005, and with it by 0.12.
+NEW_CLASS_SCALE = 0.5
 MODELS = {model.__name__: model for model in (DDMUNet2DModel, DDMDiTTransformer2DModel)}
 # What weights are for, so that they decide it.
 NETWORK_OPTIONS = (
@@ -428,13 +431,13 @@ def adapt_model(
     """
     A trained model for other data. It predicts what it predicted, for what both know.
 
-    | | what is new starts |
+    | what is new | its start |
     | --- | --- |
-    | classes | as "no class"; classes keep their embedding by their name or, in a model without names, by their number if \
-there are as many |
-    | no classes any more | as "no class" |
+    | a class | near "no class"; all others keep their embedding, by name or, in a model without names and with as many \
+classes, by number |
+    | no classes any more | "no class" |
     | the channels of an image condition, for a model without one | without influence |
-    | another size | as it is |
+    | the size | the same network |
 
     Args:
         unet ([`DDMUNet2DModel`] or [`DDMDiTTransformer2DModel`]): The trained model.
@@ -489,7 +492,10 @@ there are as many |
     for name, weight in weights.items():
         if name == "class_embedding.weight" or name.endswith("class_embedder.embedding_table.weight"):
             rows = trained.get(name, torch.zeros_like(weight[:1]))
-            trained[name] = torch.stack([rows[kept.get(label, -1)] for label in range(len(weight))])
+            trained[name] = rows[-1] + NEW_CLASS_SCALE * weight
+            trained[name][-1] = rows[-1]
+            for label, old_label in kept.items():
+                trained[name][label] = rows[old_label]
     if new := conditioning_channels - old.get("conditioning_channels", 0):
         weight = trained["conv_in.weight"]
         trained["conv_in.weight"] = torch.cat([weight, weight.new_zeros(len(weight), new, *weight.shape[2:])], dim=1)
@@ -516,8 +522,7 @@ def _kept_classes(old: dict, class_names: list[str] | None, source: str) -> dict
     kept = {label: labels[name] for label, name in enumerate(class_names) if name in labels}
     if new := [name for label, name in enumerate(class_names) if label not in kept]:
         logger.warning(
-            f"The model of {source} does not know the classes {_listing(new)}: they start from what it draws without a"
-            " class."
+            f'The model of {source} does not know the classes {_listing(new)}: they start near its "no class".'
         )
     if gone := [name for name in labels if name not in class_names]:
         logger.warning(f"The model of {source} loses the classes {_listing(gone)}, which the data do not have.")

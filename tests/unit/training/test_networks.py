@@ -167,12 +167,13 @@ def build_tiny_dit(**options):
 @pytest.mark.parametrize(
     ("trained", "names", "labels", "message"),
     [
-        # labels: those of the trained model that predict what the labels of the data do; 3 is its "no class"
+        # labels: those of the trained model that predict what the labels of the data do; 3 is its "no class". A new class
+        # differs from it, and from other new ones.
         (NAMES, ["truck", "bird"], [2, 0, 3], "loses the classes train"),
-        (NAMES, ["bird", "cat", "train"], [0, 3, 1, 3], "does not know the classes cat"),
+        (NAMES, ["bird", "cat", "train"], [0, "new", 1, 3], "does not know the classes cat"),
         ({"num_class_embeds": 3}, ["a", "b", "c"], [0, 1, 2, 3], "no class names: the labels 0 to 2"),
-        ({"num_class_embeds": 3}, ["a", "b"], [3, 3, 3], "does not know the classes a, b"),
-        ({}, ["a", "b"], [None, None, None], "does not know the classes a, b"),
+        ({"num_class_embeds": 3}, ["a", "b"], ["new", "new", 3], "does not know the classes a, b"),
+        ({}, ["a", "b"], ["new", "new", None], "does not know the classes a, b"),
         (NAMES, None, [3], "3 classes and the data none"),
         (NAMES, ["bird", "train", "truck"], [0, 1, 2, 3], None),
     ],
@@ -186,12 +187,18 @@ def test_classes_keep_what_is_known_of_them(
     model = build_model(args, channels, size, names)
     assert model.config.id2label == (names and dict(enumerate(names)))
     x, timesteps = draw(1, channels, size, size), torch.tensor([300.0])
-    for label, same in enumerate(labels):
-        label = None if names is None else torch.tensor([label])
-        same = None if same is None else torch.tensor([same])
+
+    def of(model, label):
         with torch.no_grad():
-            predicted, expected = model.eval()(x, timesteps, label).sample, unet(x, timesteps, same).sample
-        torch.testing.assert_close(predicted, expected, rtol=0, atol=1e-5)
+            return model.eval()(x, timesteps, class_labels=None if label is None else torch.tensor([label])).sample
+
+    predictions = [of(model, None if names is None else label) for label in range(len(labels))]
+    for predicted, same in zip(predictions, labels, strict=True):
+        if same != "new":
+            torch.testing.assert_close(predicted, of(unet, same), rtol=0, atol=1e-5)
+        else:
+            others = [each for each in predictions if each is not predicted]
+            assert all(1e-4 < (predicted - each).abs().max() < 1 for each in others)
     assert message in caplog.text if message else not caplog.text
 
 

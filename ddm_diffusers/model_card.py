@@ -111,7 +111,7 @@ def write_model_card(
     usage = (usage or _usage(pipeline)).replace("{repo_id}", repo_id)
     parts += ["## Use", "After `pip install ddm-diffusers`:", f"```python\n{usage}\n```"]
     if names := getattr(pipeline, "labels", None):
-        parts.append(f"Classes: {_listing([f'{label} {name}' for name, label in names.items()])}.")
+        parts.append(f"Classes: {listing([f'{label} {name}' for name, label in names.items()])}.")
     if LIBRARY_NAME in type(pipeline).__module__:
         parts.append(
             "`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` loads it too, with the package installed."
@@ -157,8 +157,9 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _listing(items: list[str], most: int = 100) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+def listing(items: list, most: int = 100) -> str:
+    """The first items, and how many more there are."""
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def _table(rows: list[dict]) -> str:

@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
 from ..hub import TRAINING_FILES
-from ..model_card import sample_grid
+from ..model_card import listing, sample_grid
 from .arguments import check_mixed_precision, command_line, settings_that_matter
 from .checkpoints import PREFIX, Checkpoints, refuse_used_folder
 from .data import ImageTransform, TrainingBatches
@@ -389,7 +389,7 @@ class TrainingRun:
         saved = f" --resume_from_checkpoint {name} repeats this step." if path is not None else ""
         values = ", ".join(f"{key} {value:g}" for key, value in self._logs.items())
         raise FloatingPointError(
-            f"Step {step} is not finite: {values}. Its images are {_listing(examples)} as (epoch, row). The weights are as"
+            f"Step {step} is not finite: {values}. Its images are {listing(examples, 64)} as (epoch, row). The weights are as"
             f" they were before it.{saved}"
         )
 
@@ -528,8 +528,3 @@ class TrainingRun:
             logger.error(f"The result is in {self.output_dir}; push_to_hub of its pipeline uploads it later")
         if self._stop_signal.number is not None or not uploaded:
             sys.exit(128 + self._stop_signal.number if self._stop_signal.number is not None else 1)
-
-
-def _listing(items: list, most: int = 64) -> str:
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more

@@ -159,7 +159,7 @@ def _digest(text: str) -> str:
 
 def listing(items: list, most: int = 100) -> str:
     """The first items, and how many more there are."""
-    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most:,} more" if len(items) > most else "")
 
 
 def _table(rows: list[dict]) -> str:

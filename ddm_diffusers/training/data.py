@@ -13,8 +13,12 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image as PILImage
 from PIL import ImageOps
 
+from ..model_card import listing
 from ..pipelines.images import convert_mode
 from .folders import choose_image_column, load_folder, log, order_classes
+
+
+EMPTY = "`dataset` is empty, but at least one image is needed."
 
 
 def load_digits_dataset() -> Dataset:
@@ -111,7 +115,7 @@ class ImageTransform:
     ):
         streamed = isinstance(dataset, IterableDataset)
         if not streamed and len(dataset) == 0:
-            raise ValueError("`dataset` is empty, but at least one image is needed.")
+            raise ValueError(EMPTY)
         if dataset.features is None:
             dataset = dataset._resolve_features()
         self.image_column = choose_image_column(dataset.features, image_column)
@@ -170,12 +174,18 @@ class ImageTransform:
         """What goes along with the images of rows, as of a call, drawn after them."""
         if self.class_names is None:
             return {}
-        labels = [
-            self._class_index(*pair) for pair in zip(rows[self.label_column], rows[self.image_column], strict=True)
-        ]
+        labels = []
+        for label, value in zip(rows[self.label_column], rows[self.image_column], strict=True):
+            if label not in self._class_of:
+                raise ValueError(
+                    f"The label of the image {_name(value)} is {label!r}, but has to be one of {list(self._class_of)}."
+                )
+            labels.append(self._class_of[label])
         if self.class_dropout_prob > 0:
-            dropped = [bool(torch.rand((), generator=g) < self.class_dropout_prob) for g in generators]
-            labels = [len(self.class_names) if d else label for label, d in zip(labels, dropped, strict=True)]
+            labels = [
+                len(self.class_names) if torch.rand((), generator=generator) < self.class_dropout_prob else label
+                for label, generator in zip(labels, generators, strict=True)
+            ]
         return {"class_labels": labels}
 
     def _mode_of_first(self, dataset: Dataset | IterableDataset) -> str:
@@ -185,15 +195,7 @@ class ImageTransform:
                 return "L" if _is_grey(self._decode(row[self.image_column])) else "RGB"
             except ValueError as raised:
                 error = error or raised
-        raise error or ValueError("`dataset` is empty, but at least one image is needed.")
-
-    def _class_index(self, label, value: dict | None) -> int:
-        index = self._class_of.get(label)
-        if index is None:
-            raise ValueError(
-                f"The label of the image {_name(value)} is {label!r}, but has to be one of {list(self._class_of)}."
-            )
-        return index
+        raise error or ValueError(EMPTY)
 
     def _decode(self, value: dict | None) -> PILImage.Image:
         try:
@@ -207,10 +209,8 @@ class ImageTransform:
 
     def _crop(self, image: PILImage.Image, generator: torch.Generator | None, mirror: bool) -> PILImage.Image:
         centering = (0.5, 0.5) if self.center_crop else tuple(torch.rand(2, generator=generator).tolist())
-        size = (self.resolution, self.resolution)
-        image = ImageOps.fit(
-            convert_mode(image, self.image_mode), size, PILImage.Resampling.BILINEAR, centering=centering
-        )
+        image, size = convert_mode(image, self.image_mode), (self.resolution, self.resolution)
+        image = ImageOps.fit(image, size, PILImage.Resampling.BILINEAR, centering=centering)
         return ImageOps.mirror(image) if mirror and self.draw_flip(generator) else image
 
 
@@ -232,17 +232,14 @@ def _find_classes(dataset: Dataset | IterableDataset, column: str) -> tuple[list
             " another one with --label_column. A folder of images has labels if its images are in several subfolders of the"
             " same depth, and there is no metadata."
         )
-    streamed = isinstance(dataset, IterableDataset)
-    if isinstance(feature, ClassLabel):
-        values = range(feature.num_classes)
-    elif not isinstance(feature, Value) or not feature.dtype.startswith(
-        ("int", "uint", "float", "string", "large_string", "bool")
-    ):
+    scalars = ("int", "uint", "float", "string", "large_string", "bool")
+    labelled, streamed = isinstance(feature, ClassLabel), isinstance(dataset, IterableDataset)
+    if not labelled and not (isinstance(feature, Value) and feature.dtype.startswith(scalars)):
         raise ValueError(
             f"`label_column` is {column!r}, whose values are {feature}, but each label has to be one class: a `ClassLabel`, a"
             " number, a string or a boolean."
         )
-    elif streamed:
+    if not labelled and streamed:
         raise ValueError(
             f"`class_conditional` is True, but the column `{column}` of a stream has to be a `ClassLabel`, as the classes"
             f" cannot be counted; it is {feature}."
@@ -251,16 +248,13 @@ def _find_classes(dataset: Dataset | IterableDataset, column: str) -> tuple[list
     if not streamed:
         labels = dataset.select_columns(column).with_format("arrow")[:][column]
         counts = {each["values"]: each["counts"] for each in labels.value_counts().to_pylist()}
-    if not isinstance(feature, ClassLabel):
-        # numbers with gaps, or names
-        values = order_classes(value for value in counts if value is not None)
-    names = feature.names if isinstance(feature, ClassLabel) else [str(value) for value in values]
+    values = range(feature.num_classes) if labelled else order_classes(value for value in counts if value is not None)
+    names = feature.names if labelled else [str(value) for value in values]
     if not names:
         raise ValueError(f"`label_column` is {column!r}, which has no labels, only None.")
     shown = [f"{n} ({counts.get(v, 0):,})" if counts else n for n, v in zip(names, values, strict=True)]
-    more = f" and {len(shown) - 50:,} more" if len(shown) > 50 else ""
     missing = f"; {counts[None]:,} images have no label" if None in counts else ""
-    log(logging.INFO, f"{len(names):,} classes of the column `{column}`: {', '.join(shown[:50])}{more}{missing}")
+    log(logging.INFO, f"{len(names):,} classes of the column `{column}`: {listing(shown, 50)}{missing}")
     return names, {value: index for index, value in enumerate(values)}
 
 
@@ -334,7 +328,8 @@ class TrainingBatches(torch.utils.data.IterableDataset):
                 stream = self.dataset.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer_size)
                 stream.set_epoch(epoch)
                 # not enumerate(stream), which gives each worker of a DataLoader another part of it
-                rows = enumerate(_first(batch) for batch in stream.iter(batch_size=1))
+                batches = stream.iter(batch_size=1)
+                rows = enumerate({column: values[0] for column, values in batch.items()} for batch in batches)
             else:
                 generator = torch.Generator().manual_seed(_mix(self.seed, epoch)[0])
                 rows = enumerate(torch.randperm(len(self.dataset), generator=generator).tolist())
@@ -342,7 +337,7 @@ class TrainingBatches(torch.utils.data.IterableDataset):
             for number, row in itertools.islice(rows, offset, None):
                 yield epoch, number, row
             if number < 0 and offset == 0:
-                raise ValueError("`dataset` is empty, but at least one image is needed.")
+                raise ValueError(EMPTY)
             offset = 0
 
     def _load(self, batch: list[tuple[int, int, int | dict]]) -> dict:
@@ -383,10 +378,6 @@ class TrainingBatches(torch.utils.data.IterableDataset):
         if not isinstance(self.dataset, IterableDataset):
             return f"row {place[1]}"
         return (row[self.transform.image_column][0] or {}).get("path") or str(place)
-
-
-def _first(rows: dict) -> dict:
-    return {column: values[0] for column, values in rows.items()}
 
 
 def _mix(*numbers: int) -> list[int]:

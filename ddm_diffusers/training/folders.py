@@ -34,6 +34,7 @@ IMAGE_SUFFIXES = {
     suffix for suffix, format in PILImage.registered_extensions().items() if format in {*PILImage.OPEN, "MPO"}
 } - {".bufr", ".grib", ".h5", ".hdf", ".mpeg", ".mpg"}
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+KINDS = ("images", "metadata", "parquet files", "arrow files")
 SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
 # The name relative to the folder, with "/", and the path.
@@ -57,10 +58,7 @@ def load_folder(folder: str, cache_dir: str | None = None, streaming: bool = Fal
       splits, the split `train` is used.
     - A warning lists what is left out.
 
-    Args:
-        folder (`str`): The folder.
-        cache_dir (`str`, *optional*): Where archives are unpacked and tables converted. Default: the cache of `datasets`.
-        streaming (`bool`, defaults to `False`): Whether to return a stream.
+    Archives are unpacked, and tables converted, in `cache_dir`. See [`load_image_dataset`].
 
     Raises:
         ValueError: the folder is missing, has nothing to train on, has both images and parquet files with images, has
@@ -76,32 +74,33 @@ def load_folder(folder: str, cache_dir: str | None = None, streaming: bool = Fal
         dataset = _load_saved(name, folder)
         return dataset.to_iterable_dataset() if streaming else dataset
 
-    files = list_files(folder, cache_dir)
-    images, metadata, parquet, arrow, _ = _by_kind(files)
-    if images:
-        clashing = [path for _, path in parquet if _has_images(path)]
+    files = _list_files(folder, cache_dir)
+    kinds = {kind: [file for file in files if _kind(file) == kind] for kind in KINDS}
+    metadata, kind = kinds["metadata"], "images"
+    if kinds["images"]:
+        clashing = [path for _, path in kinds["parquet files"] if _has_images(path)]
         if clashing:
             raise ValueError(
-                f"{name}, which has {len(images)} images and {len(clashing)} parquet files with images, {clashing[0]!r} for"
-                " example, but only one of both is accepted. Move the other to a folder of its own."
+                f"{name}, which has {len(kinds['images'])} images and {len(clashing)} parquet files with images, {clashing[0]!r}"
+                " for example, but only one of both is accepted. Move the other to a folder of its own."
             )
-        kind, used = "images", images
     else:
-        parquet = parquet or [file for file in metadata if _suffix(file) == ".parquet"]  # it describes no images
-        metadata = []
-        kind, used = ("parquet files", parquet) if parquet else ("arrow files", arrow)
+        # without images, a metadata file is a table like any other
+        kinds["parquet files"] = kinds["parquet files"] or [file for file in metadata if _suffix(file) == ".parquet"]
+        metadata, kind = [], "parquet files" if kinds["parquet files"] else "arrow files"
+    used = kinds[kind]
     if not used:
-        raise ValueError(f"{name}, but that folder holds no images, parquet or arrow files{_count(files, ', only ')}.")
-
-    left_out = sorted({*files}.difference(used, metadata))
-    if left_out:
-        log(logging.WARNING, f"{name}. It has {len(used)} {kind}. Left out: {_count(left_out)}.")
+        only = f", only {_count(files)}" if files else ""
+        raise ValueError(f"{name}, but that folder holds no images, parquet or arrow files{only}.")
+    if left_out := {*files}.difference(used, metadata):
+        log(logging.WARNING, f"{name}. It has {len(used)} {kind}. Left out: {_count(sorted(left_out))}.")
     chosen = _train_split(name, used, kind)
     if kind != "images":
         return _load_files(kind.split()[0], chosen, cache_dir, streaming)
-    other_splits = {path for _, path in images} - {path for _, path in chosen}
+    other_splits = {path for _, path in used} - {path for _, path in chosen}
     if other_splits:
-        metadata = [file for file in metadata if any(image.startswith(_folder(file)) for image, _ in chosen)]
+        folders = {file: posixpath.join(posixpath.dirname(file[0]), "") for file in metadata}
+        metadata = [file for file in metadata if any(image.startswith(folders[file]) for image, _ in chosen)]
     if metadata:
         dataset = _load_metadata(name, metadata, chosen, other_splits, cache_dir)
     else:
@@ -111,14 +110,14 @@ def load_folder(folder: str, cache_dir: str | None = None, streaming: bool = Fal
 
 def list_images(folder: str, cache_dir: str | None = None) -> list[str]:
     """The paths of all images of a folder, of its subfolders and archives; a warning lists what is left out."""
-    images, *others = _by_kind(list_files(folder, cache_dir))
-    left_out = [file for kind in others for file in kind]
-    if left_out:
+    files = _list_files(folder, cache_dir)
+    images = [path for name, path in files if _kind((name, path)) == "images"]
+    if left_out := [file for file in files if _kind(file) != "images"]:
         log(logging.WARNING, f"{str(folder)!r} has {len(images)} images. Left out: {_count(left_out)}.")
-    return [path for _, path in images]
+    return images
 
 
-def list_files(folder: str, cache_dir: str | None = None) -> list[File]:
+def _list_files(folder: str, cache_dir: str | None = None) -> list[File]:
     """
     All files of a folder and its subfolders, sorted by name, without hidden ones. Links are followed. An archive counts as a
     folder that is named like it, without the suffix; it is unpacked to `cache_dir`.
@@ -136,8 +135,9 @@ def list_files(folder: str, cache_dir: str | None = None) -> list[File]:
                 files.append((prefix + name, path))
             else:
                 stem = prefix + name[: -len(suffix)]
-                unpacked = list_files(_unpack(path, cache_dir), cache_dir)
-                files += [(f"{stem}/{inner}", path) for inner, path in unpacked]
+                files += [
+                    (f"{stem}/{inner}", path) for inner, path in _list_files(_unpack(path, cache_dir), cache_dir)
+                ]
     return sorted(files)
 
 
@@ -148,7 +148,7 @@ def check_output_dir(output_dir: str, data_dir: str | None, option: str = "outpu
     Args:
         output_dir (`str`): The folder to write to. It need not exist.
         data_dir (`str`, *optional*): The folder to read from. `None`, or a name that is no local folder, is accepted.
-        option (`str`, defaults to `"output_dir"`): What the message calls the folder to write to.
+        option (`str`, defaults to `"output_dir"`): The argument that the message names.
 
     Raises:
         ValueError: the output folder is the data folder, or inside it, or inside a folder that it links to.
@@ -174,23 +174,20 @@ def order_classes(values: Iterable) -> list:
         return values
 
 
-def find_image_columns(features: dict) -> list[str]:
-    """The columns of images, also of encoded images that are not marked as images."""
-
-    def is_image(feature) -> bool:
-        # parquet files that another library wrote hold the struct, or bytes, without saying that it is an image
-        return (
-            isinstance(feature, Image)
-            or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-            or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
-        )
-
-    return [name for name, feature in features.items() if is_image(feature)]
+def _find_image_columns(features: dict) -> list[str]:
+    """The columns of images, or of what other libraries write for them to parquet files: bytes, or a struct with bytes."""
+    return [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Image)
+        or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+        or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
+    ]
 
 
 def choose_image_column(features: dict, image_column: str | None) -> str:
     """The column of images that is asked for, or the only one."""
-    candidates = find_image_columns(features)
+    candidates = _find_image_columns(features)
     if not candidates:
         raise ValueError(f"The data set has no column of images, only {dict(features)}.")
     if image_column is None and len(candidates) > 1:
@@ -239,47 +236,40 @@ def _unpack(archive: str, cache_dir: str | None) -> str:
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            Extractor.extract(archive, os.path.join(temporary, "files"), kind)
+            files = os.path.join(temporary, "files")
+            Extractor.extract(archive, files, kind)
             try:
-                os.replace(os.path.join(temporary, "files"), folder)
+                os.replace(files, folder)
             except OSError:  # another process was faster
                 if not folder.is_dir():
                     raise
     return str(folder)
 
 
-def _by_kind(files: list[File]) -> tuple[list[File], list[File], list[File], list[File], list[File]]:
-    """Images, metadata, parquet files, arrow files and others."""
-    kinds = [], [], [], [], []
-    for file in files:
-        suffix = _suffix(file)
-        if suffix in IMAGE_SUFFIXES:
-            kinds[0].append(file)
-        elif posixpath.basename(file[0]) in ImageFolder.METADATA_FILENAMES:
-            kinds[1].append(file)
-        else:
-            kinds[{".parquet": 2, ".arrow": 3}.get(suffix, 4)].append(file)
-    return kinds
-
-
-def _folder(file: File) -> str:
-    return file[0].rpartition("/")[0] + "/" * ("/" in file[0])
+def _kind(file: File) -> str:
+    """One of `KINDS`, or `others`."""
+    suffix = _suffix(file)
+    if suffix in IMAGE_SUFFIXES:
+        return "images"
+    if posixpath.basename(file[0]) in ImageFolder.METADATA_FILENAMES:
+        return "metadata"
+    return {".parquet": "parquet files", ".arrow": "arrow files"}.get(suffix, "others")
 
 
 def _suffix(file: File) -> str:
     return posixpath.splitext(file[0])[1].lower()
 
 
-def _count(files: list[File], prefix: str = "") -> str:
-    """`3 .heic, 1 .txt`, after the prefix; nothing if there are no files."""
+def _count(files: Iterable[File]) -> str:
+    """`3 .heic, 1 .txt`."""
     counts = Counter(map(_suffix, files)).most_common()
     text = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in counts[:10])
-    return f"{prefix}{text}{', ...' if len(counts) > 10 else ''}" if counts else ""
+    return text + ", ..." * (len(counts) > 10)
 
 
 def _has_images(parquet: str) -> bool:
     try:
-        return bool(find_image_columns(Features.from_arrow_schema(pq.read_schema(parquet))))
+        return bool(_find_image_columns(Features.from_arrow_schema(pq.read_schema(parquet))))
     except (OSError, pa.ArrowInvalid):  # not a parquet file, whatever its name
         return False
 
@@ -300,18 +290,18 @@ def _train_split(name: str, files: list[File], kind: str) -> list[File]:
     found = set(split_of.values()) - {"no folder"}
     if None in found or len(found) < 2:
         return files
-    _check_train(name, found)
     chosen = [file for file, top in zip(files, tops, strict=True) if split_of[top] == "train"]
-    log(logging.WARNING, f"{name}, which has the splits {sorted(found)}. Used: {len(chosen)} of {len(files)} {kind}.")
+    _check_train(name, found, f"{len(chosen)} of {len(files)} {kind}")
     return chosen
 
 
-def _check_train(name: str, splits: Iterable[str]) -> None:
+def _check_train(name: str, splits: Iterable[str], used: str) -> None:
     if "train" not in splits:
         raise ValueError(
             f"{name}, which has the splits {sorted(splits)}, but it has to be a folder with a split `train`, or without"
             " splits. Name the folder of one split, or its files otherwise."
         )
+    log(logging.WARNING, f"{name}, which has the splits {sorted(splits)}. Used: {used}.")
 
 
 def _load_saved(name: str, folder: str) -> Dataset:
@@ -320,9 +310,8 @@ def _load_saved(name: str, folder: str) -> Dataset:
         return dataset
     if len(dataset) == 1:
         return next(iter(dataset.values()))
-    _check_train(name, dataset)
-    used, total = len(dataset["train"]), sum(map(len, dataset.values()))
-    log(logging.WARNING, f"{name}, which has the splits {sorted(dataset)}. Used: {used} of {total} rows.")
+    total = sum(map(len, dataset.values()))
+    _check_train(name, dataset, f"{len(dataset.get('train', ()))} of {total} rows")
     return dataset["train"]
 
 
@@ -358,8 +347,6 @@ def _load_metadata(name: str, metadata: list[File], chosen: list[File], other_sp
     absent = sorted(path for path in listed.difference(path for _, path in chosen) if not os.path.isfile(path))
     for paths, what in ((unlisted, "does not list"), (absent, "lists, though they do not exist,")):
         if paths:
-            log(
-                logging.WARNING,
-                f"{name}, whose metadata {what} {len(paths)} of {len(chosen)} images, {paths[0]!r} for example.",
-            )
+            images = f"{len(paths)} of {len(chosen)} images, {paths[0]!r} for example"
+            log(logging.WARNING, f"{name}, whose metadata {what} {images}.")
     return dataset

@@ -20,53 +20,28 @@ from .objective import (
 
 
 _NAMES_OF_MODULES = {
-    "arguments": (
-        "COUNT",
-        "COUNT_OR_ZERO",
-        "NOT_NEGATIVE",
-        "POSITIVE",
-        "PROBABILITY",
-        "SEED",
-        "HelpFormatter",
-        "add_data_arguments",
-        "add_latent_arguments",
-        "add_objective_arguments",
-        "add_preset_argument",
-        "add_training_arguments",
-        "check_mixed_precision",
-        "command_line",
-        "number",
-        "parse_arguments",
-    ),
-    "captions": ("CaptionTransform",),
-    "checkpoints": ("Checkpoints", "replace_contents"),
-    "data": ("ImageTransform", "TrainingBatches", "load_digits_dataset", "load_image_dataset"),
-    "folders": ("check_output_dir", "list_images"),
-    "defaults": ("default_block_out_channels", "set_data_defaults", "training_length"),
-    "latents": ("CachedLatents", "LatentSpace", "load_vae"),
-    "networks": (
-        "DIGITS_DEFAULTS",
-        "PRECONDITIONS",
-        "add_model_arguments",
-        "add_transformer_arguments",
-        "build_model",
-        "build_scheduler",
-        "build_text_unet",
-        "build_unet",
-        "cache_latents",
-        "check_model_arguments",
-        "load_latent_space",
-        "load_perceptual_loss",
-        "load_text_encoder",
-        "load_text_space",
-        "preset_settings",
-    ),
-    "run": ("TrainingRun",),
-    "sharding": ("WeightAverage",),
-    "tasks": ("TASKS", "ConditionalTransform", "make_pair", "pair_grid"),
-    "upload": ("HubUploader",),
+    "arguments": """
+        COUNT COUNT_OR_ZERO NOT_NEGATIVE POSITIVE PROBABILITY SEED HelpFormatter add_data_arguments
+        add_latent_arguments add_objective_arguments add_preset_argument add_training_arguments
+        check_mixed_precision command_line number parse_arguments
+    """,
+    "captions": "CaptionTransform",
+    "checkpoints": "Checkpoints replace_contents",
+    "data": "ImageTransform TrainingBatches load_digits_dataset load_image_dataset",
+    "folders": "check_output_dir list_images",
+    "defaults": "default_block_out_channels set_data_defaults training_length",
+    "latents": "CachedLatents LatentSpace load_vae",
+    "networks": """
+        DIGITS_DEFAULTS PRECONDITIONS add_model_arguments add_transformer_arguments build_model build_scheduler
+        build_text_unet build_unet cache_latents check_model_arguments load_latent_space load_perceptual_loss
+        load_text_encoder load_text_space preset_settings
+    """,
+    "run": "TrainingRun",
+    "sharding": "WeightAverage",
+    "tasks": "TASKS ConditionalTransform make_pair pair_grid",
+    "upload": "HubUploader",
 }
-_MODULE_OF = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names.split()}
 __all__ = [
     "NUM_LABELS",
     "RECONSTRUCTIONS",

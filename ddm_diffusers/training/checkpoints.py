@@ -25,16 +25,12 @@ TEMPORARY = ".tmp"
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, in the order of their steps."""
     found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=_step)
+    return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def refuse_used_folder(folder: Path, resume_from_checkpoint: str | None) -> None:
     """
     Refuse an output folder with a result or with checkpoints that the run does not continue, as a run touches its own only.
-
-    Args:
-        folder (`Path`): The output folder.
-        resume_from_checkpoint (`str`, *optional*): The option of that name.
 
     Raises:
         ValueError: the folder holds another run.
@@ -105,31 +101,27 @@ class Checkpoints:
                     f"`--resume_from_checkpoint` is {name!r}, but neither that path nor {self.folder / name} is a checkpoint."
                     f" {self.folder} has {[path.name for path in checkpoints]}."
                 )
-        self._check_settings(checkpoint)
-        return checkpoint
-
-    def _check_settings(self, checkpoint: Path) -> None:
         path = checkpoint / SETTINGS_NAME
         saved = json.loads(path.read_text()) if path.is_file() else {}
         self.settings.setdefault("seed", saved.get("seed"))  # without one of its own a run goes on with this one
-        differences = _differences(saved, self.settings)
-        if differences:
+        if differences := _differences(saved, self.settings):
             raise ValueError(
                 f"`--resume_from_checkpoint` is {checkpoint.name!r}, but that run had other settings. Give the same ones,"
                 " or another --output_dir. " + "; ".join(differences)
             )
+        return checkpoint
 
     def save(self, accelerator: Accelerator, name: str) -> Path | None:
         """
         Save the state of the run as a folder of that name, which is there once it is whole. What is over the limit is
-        deleted afterwards. Every process has to call this.
+        deleted afterwards. Every process calls this.
 
         Args:
             accelerator ([`~accelerate.Accelerator`]): Whose state is saved.
             name (`str`): The name of the folder.
 
         Returns:
-            `Path` or `None`: `None` if it could not be written, on a full disk say; that is logged as an error.
+            `Path` or `None`: `None` if it could not be written, for example when the disk is full; that is logged.
         """
         path, temporary = self.folder / name, self.folder / f"{name}{TEMPORARY}"
         old = self.folder / f"{name}.old{TEMPORARY}"
@@ -138,13 +130,15 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
         accelerator.wait_for_everyone()
 
-        def write():
+        error = None
+        try:
             accelerator.save_state(temporary)
             if accelerator.is_main_process:
                 (temporary / SETTINGS_NAME).write_text(json.dumps(self.settings, indent=1) + "\n")
                 _flush(temporary)
-
-        error = _failure(accelerator, write)
+        except Exception as raised:  # torch and safetensors raise errors of their own on a full disk
+            error = f"{type(raised).__name__}: {raised}"
+        error = next((each for each in gather_object([error]) if each is not None), None)  # of any process
         if error is not None:
             free = shutil.disk_usage(self.folder).free / 2**20  # torch's error does not tell that the disk is full
             if accelerator.is_main_process:
@@ -165,7 +159,8 @@ class Checkpoints:
                 # not later ones, which a run that was resumed from an earlier one has yet to replace
                 earlier = self.list()[: self.list().index(path)]
                 for each in earlier[: max(0, len(earlier) + 1 - self.total_limit)]:
-                    _delete(each)
+                    os.replace(each, temporary)  # so that it is never there in part
+                    shutil.rmtree(temporary)
         accelerator.wait_for_everyone()
         return path
 
@@ -198,10 +193,6 @@ def replace_contents(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix(PREFIX))
-
-
 def _differences(there: dict, now: dict, prefix: str = "") -> list[str]:
     """What differs between two settings, key by key, also within those that have keys of their own."""
     differences = []
@@ -212,26 +203,6 @@ def _differences(there: dict, now: dict, prefix: str = "") -> list[str]:
         elif a != b:
             differences.append(f"{prefix}{key}: {a!r} there, {b!r} now")
     return differences
-
-
-def _failure(accelerator: Accelerator, write: Callable[[], None]) -> str | None:
-    """What went wrong with a function on the first process that it went wrong on, told to all processes."""
-    error = None
-    try:
-        write()
-    except Exception as raised:  # torch and safetensors raise errors of their own on a full disk
-        error = f"{type(raised).__name__}: {raised}"
-    if accelerator.num_processes == 1:
-        return error
-    return next((each for each in gather_object([error]) if each is not None), None)
-
-
-def _delete(folder: Path) -> None:
-    """Delete a folder so that it is never there in part."""
-    temporary = folder.with_name(folder.name + TEMPORARY)
-    shutil.rmtree(temporary, ignore_errors=True)
-    os.replace(folder, temporary)
-    shutil.rmtree(temporary)
 
 
 def _flush(folder: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -165,10 +166,8 @@ class CachedLatents:
             raise ValueError("`transform` has a stream, but latents are kept of a data set whose rows have numbers.")
         if not transform.center_crop:
             raise ValueError("`transform` crops at random, but latents are kept of one crop: it has to be the center.")
-        self.images = transform
-        self.image_column = transform.image_column
-        self.class_names = transform.class_names
-        self.channels = transform.channels
+        self.images, self.image_column = transform, transform.image_column
+        self.class_names, self.channels = transform.class_names, transform.channels
         self.folder = Path(folder)
         dataset = transform.dataset.with_format(None)
         # added first: without its last column a data set has no rows either
@@ -202,10 +201,7 @@ class CachedLatents:
         """
         numbers = rows["latent_row"]
         generators = generators or [None] * len(numbers)
-        latents = [
-            self._read(number, self.images.draw_flip(generator))
-            for number, generator in zip(numbers, generators, strict=True)
-        ]
+        latents = [self._read(i, self.images.draw_flip(each)) for i, each in zip(numbers, generators, strict=True)]
         batch = {key: [each[key] for each in latents] for key in latents[0]}
         return batch | self.images.condition(rows | {self.image_column: [None] * len(numbers)}, generators)
 
@@ -233,9 +229,7 @@ class CachedLatents:
         if path.is_file():
             there = json.loads(path.read_text(encoding="utf-8"))
             changed = [
-                f"{key}: {there.get(key)} there, {value} now"
-                for key, value in manifest.items()
-                if there.get(key) != value
+                f"{key}: {there.get(key)} there, {now} now" for key, now in manifest.items() if there.get(key) != now
             ]
             if changed:
                 raise ValueError(
@@ -248,83 +242,68 @@ class CachedLatents:
 
     def _encode(self, space, accelerator, batch_size, num_workers, skip_bad_images) -> None:
         """Write the shards that are missing, each process its own."""
-        num_images = len(self.dataset)
-        shards = [
-            (shard, range(begin, min(begin + SHARD_SIZE, num_images)))
-            for shard, begin in enumerate(range(0, num_images, SHARD_SIZE))
-            if shard % accelerator.num_processes == accelerator.process_index and not self._path(shard).is_file()
-        ]
-        if not shards:
+        rows = range(len(self.dataset))
+        own = range(accelerator.process_index, -(-len(rows) // SHARD_SIZE), accelerator.num_processes)
+        missing = [shard for shard in own if not self._path(shard).is_file()]
+        if not missing:
             return
-        batches = [rows[i : i + batch_size] for _, rows in shards for i in range(0, len(rows), batch_size)]
+        shards = {shard: rows[shard * SHARD_SIZE :][:SHARD_SIZE] for shard in missing}
         loader = torch.utils.data.DataLoader(
-            _Pixels(self.images),
-            batch_sampler=batches,
+            self.images.dataset.with_transform(partial(_load_pixels, self.images)),
+            batch_sampler=[
+                part[i : i + batch_size] for part in shards.values() for i in range(0, len(part), batch_size)
+            ],
             num_workers=num_workers,
             collate_fn=list,
             generator=torch.Generator(),  # else it draws from the one that the weights of the model come from
         )
-        progress_bar = tqdm(
-            total=sum(len(rows) for _, rows in shards),
-            desc="Encoding images",
-            disable=not accelerator.is_local_main_process,
-        )
-        with progress_bar:
-            loaded = iter(loader)
-            for shard, rows in shards:
-                parts, bad = [], {}
-                for begin in range(0, len(rows), batch_size):
-                    images = next(loaded)
-                    for i, image in enumerate(images):
-                        if isinstance(image, ValueError):
-                            if not skip_bad_images:
-                                raise ValueError(
-                                    f"{image} It is row {rows[begin + i]}. With --skip_bad_images it is left out."
-                                )
-                            logger.warning(f"Skipped: {image}", main_process_only=False)
-                            bad[begin + i] = str(image)
-                    size = (self.channels, self.images.resolution, self.images.resolution)
-                    pixels = torch.stack(
-                        [torch.zeros(size) if isinstance(image, ValueError) else image for image in images]
-                    )
-                    parts.append(self._variants(space, pixels))
-                    progress_bar.update(len(images))
-                tensors = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        loaded, total, local = iter(loader), sum(map(len, shards.values())), accelerator.is_local_main_process
+        with tqdm(total=total, desc="Encoding images", disable=not local) as progress_bar:
+            for shard, part in shards.items():
+                encoded, bad = [], {}
+                for begin in range(0, len(part), batch_size):
+                    examples = next(loaded)
+                    for row, error in enumerate((each["error"] for each in examples), begin):
+                        if error is not None and not skip_bad_images:
+                            raise ValueError(f"{error} It is row {part[row]}. With --skip_bad_images it is left out.")
+                        if error is not None:
+                            logger.warning(f"Skipped: {error}", main_process_only=False)
+                            bad[row] = error
+                    encoded.append(self._variants(space, torch.stack([each["pixels"] for each in examples])))
+                    progress_bar.update(len(examples))
+                tensors = {key: torch.cat([each[key] for each in encoded]) for key in encoded[0]}
                 metadata = {"bad": json.dumps(bad)}
                 _replace(self._path(shard), lambda new, t=tensors, m=metadata: save_file(t, new, metadata=m))
 
     def _variants(self, space: LatentSpace, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """`(batch_size, 1 or 2, latent_channels, height, width)`: of the images, and of their mirror images if these are drawn."""
-        variants = [space.encode(pixels)]
-        if self.images.random_flip:
-            variants.append(space.encode(pixels.flip(-1)))
-        means, stds = zip(*variants, strict=True)
+        variants = [pixels, pixels.flip(-1)] if self.images.random_flip else [pixels]
+        means, stds = zip(*map(space.encode, variants), strict=True)
         tensors = {"latent_mean": torch.stack(means, dim=1)}
         if stds[0] is not None:
             tensors["latent_std"] = torch.stack(stds, dim=1)
         return {key: value.float().cpu().contiguous() for key, value in tensors.items()}
 
 
-class _Pixels(torch.utils.data.Dataset):
-    """The images of a transform, not mirrored; for one that does not decode the error."""
-
-    def __init__(self, transform: ImageTransform):
-        self.transform = transform
-        self.dataset = transform.dataset.with_format(None)
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, number: int) -> torch.Tensor | ValueError:
-        row = {key: [value] for key, value in self.dataset[number].items()}
+def _load_pixels(transform: ImageTransform, rows: dict) -> dict:
+    """The images of rows, not mirrored, and what is wrong with each that does not decode, which is black."""
+    size = (transform.channels, transform.resolution, transform.resolution)
+    pixels, errors = [], []
+    for value in rows[transform.image_column]:
         try:
-            return self.transform.pixels(row, [None], mirror=False)[0]
+            pixels += transform.pixels({transform.image_column: [value]}, [None], mirror=False)
+            errors.append(None)
         except ValueError as error:
-            return ValueError(str(error))
+            pixels.append(torch.zeros(size))
+            errors.append(str(error))
+    return {"pixels": pixels, "error": errors}
 
 
 def fingerprint_of_dataset(dataset: Dataset, image_column: str) -> str:
-    """A digest of undecoded images in their order: of their bytes or, of files, of their names, sizes and times of change."""
+    """
+    A digest of undecoded images in their order: of their bytes or, of files, of their names, sizes and times of change. The
+    fingerprint of `datasets` does not follow files that change.
+    """
     digest = hashlib.sha256()
     for batch in dataset.select_columns([image_column]).iter(batch_size=1000):
         for value in batch[image_column]:

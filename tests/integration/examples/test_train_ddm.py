@@ -15,7 +15,7 @@ from processes import hub, start, start_command
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMUNet2DModel
+from ddm_diffusers import DDMDiTTransformer2DModel, DDMPipeline, DDMScheduler, DDMUNet2DModel
 
 
 SCRIPT = Path(__file__).parents[3] / "examples" / "train_ddm.py"
@@ -162,6 +162,32 @@ def test_bad_options_are_refused_by_the_parser(script, capsys, arguments):
     with pytest.raises(SystemExit):
         script.parse_args(arguments)
     assert arguments[0] in capsys.readouterr().err
+
+
+def test_a_run_starts_from_weights(tiny_unet, tmp_path):
+    """With the classes of the data, whose names the pipeline then takes, and the defaults of the data."""
+    names = {"num_class_embeds": 2, "id2label": {0: "7", 1: "none of the digits"}}
+    unet = tiny_unet(in_channels=1, noise_schedule="linear", **names)
+    DDMPipeline(unet, DDMScheduler(noise_schedule="linear")).save_pretrained(tmp_path / "source")
+    arguments = [
+        "--pretrained_model_name_or_path",
+        "source",
+        "--class_conditional",
+        "--no-use_ema",
+        "--output_dir",
+        "out",
+    ]
+    arguments += ["--max_train_steps", 1, "--learning_rate", 1e-12, "--eval_batch_size", 1, "--num_inference_steps", 1]
+    output = train(*arguments, "--logger", "none", cwd=tmp_path)
+    assert "loses the classes none of the digits" in output and "--lr_warmup_steps 0" in output
+    pipe = DDMPipeline.from_pretrained(tmp_path / "out")
+    assert list(pipe.labels) == list("0123456789") and pipe.scheduler.config.noise_schedule == "linear"
+    x, timestep = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500.0])
+    with torch.no_grad():
+        of_source, of_result = (
+            model(x, timestep, torch.tensor([label])).sample for model, label in ((unet, 0), (pipe.unet, 7))
+        )
+    torch.testing.assert_close(of_result, of_source, rtol=0, atol=1e-5)
 
 
 def test_push_to_hub(tmp_path):

@@ -125,9 +125,7 @@ class ImageTransform:
             self.class_names, self._class_of = _find_classes(dataset, self.label_column)
         # Undecoded, so that an image that does not decode can be named.
         dataset = dataset.cast_column(self.image_column, Image(decode=False))
-        self.resolution = resolution
-        self.center_crop = center_crop
-        self.random_flip = random_flip
+        self.resolution, self.center_crop, self.random_flip = resolution, center_crop, random_flip
         self.class_dropout_prob = class_dropout_prob
         self.to_tensor = VaeImageProcessor(do_resize=False)
         self.image_mode = image_mode or self._mode_of_first(dataset)
@@ -297,14 +295,9 @@ class TrainingBatches(torch.utils.data.IterableDataset):
         skip_bad_images: bool = False,
         shuffle_buffer_size: int = 1000,
     ):
-        self.transform = transform
-        self.batch_size = batch_size
-        self.seed = seed
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.position = position
-        self.skip_bad_images = skip_bad_images
-        self.shuffle_buffer_size = shuffle_buffer_size
+        self.transform, self.batch_size, self.seed, self.position = transform, batch_size, seed, position
+        self.process_index, self.num_processes = process_index, num_processes
+        self.skip_bad_images, self.shuffle_buffer_size = skip_bad_images, shuffle_buffer_size
         dataset = transform.dataset
         # without the transform, which is called with generators here
         self.dataset = dataset if isinstance(dataset, IterableDataset) else dataset.with_format(None)
@@ -342,11 +335,11 @@ class TrainingBatches(torch.utils.data.IterableDataset):
 
     def _load(self, batch: list[tuple[int, int, int | dict]]) -> dict:
         epochs, offsets, rows = zip(*batch, strict=True)
-        if isinstance(rows[0], int):
-            names = list(zip(epochs, rows, strict=True))
+        in_memory = isinstance(rows[0], int)
+        names = list(zip(epochs, rows if in_memory else offsets, strict=True))
+        if in_memory:
             rows = self.dataset[list(rows)]
         else:
-            names = list(zip(epochs, offsets, strict=True))
             rows = {column: [row[column] for row in rows] for column in rows[0]}
         seeds = [_mix(self.seed, epoch, offset) for epoch, offset in zip(epochs, offsets, strict=True)]
         good, bad = [], []
@@ -359,7 +352,10 @@ class TrainingBatches(torch.utils.data.IterableDataset):
                 message = f"{str(error).rstrip('.')}. It is {names[i]} as (epoch, row)."
                 if not self.skip_bad_images:
                     raise ValueError(f"{message} With --skip_bad_images it is left out.") from error
-                bad.append((self._identity(row, names[i]), message))
+                identity = f"row {names[i][1]}"
+                if not in_memory:  # the rows of a stream have other numbers in each epoch
+                    identity = (row[self.transform.image_column][0] or {}).get("path") or str(names[i])
+                bad.append((identity, message))
         if not good:
             raise ValueError(f"None of the {len(batch)} images of a batch is good. {bad[0][1]}")
         # others stand in for what does not decode, with the noise of the place that they fill
@@ -372,12 +368,6 @@ class TrainingBatches(torch.utils.data.IterableDataset):
             "bad_images": bad,
             "colour_lost": self.transform.colour_lost,
         }
-
-    def _identity(self, row: dict, place: tuple[int, int]) -> str:
-        """What tells an image from others in every epoch; the rows of a stream have other numbers in each."""
-        if not isinstance(self.dataset, IterableDataset):
-            return f"row {place[1]}"
-        return (row[self.transform.image_column][0] or {}).get("path") or str(place)
 
 
 def _mix(*numbers: int) -> list[int]:

@@ -38,14 +38,8 @@ def load_vae(name_or_path: str, subfolder: str | None = None) -> ModelMixin:
 
 class LatentSpace:
     """
-    Where a latent diffusion model is trained.
-
-        space = LatentSpace(load_vae("stabilityai/sd-vae-ft-mse"), accelerator.device)
-        in_channels, sigma_data = space.measure(transform)
-        transform = CachedLatents(transform, space, "latents", accelerator)  # if they are to be encoded only once
-        ...
-        for batch in run:
-            clean = space.clean(batch)
+    Where a latent diffusion model is trained: `measure` gives the `in_channels` and the `sigma_data` of the model, and `clean`
+    the latents of each batch.
 
     Args:
         vae ([`~diffusers.AutoencoderKL`] or another autoencoder of diffusers): In float32.
@@ -59,27 +53,19 @@ class LatentSpace:
     """
 
     def __init__(self, vae: ModelMixin, device: str | torch.device):
-        modes = {1: "L", 3: "RGB"}
-        if vae.config.in_channels not in modes:
+        channels = vae.config.in_channels
+        if channels not in (1, 3):
             raise ValueError(
-                f"`vae` encodes images of {vae.config.in_channels} channels, but has to be for grey images, with 1, or for"
-                " colour, with 3."
+                f"`vae` encodes images of {channels} channels, but has to be for grey images, with 1, or for colour, with 3."
             )
-        self.vae = vae.to(device)
-        self.image_mode = modes[vae.config.in_channels]
+        self.vae, self.image_mode = vae.to(device), {1: "L", 3: "RGB"}[channels]
 
     def latent_size(self, resolution: int) -> int:
-        """
-        Height and width of the latents of square images.
-
-        Raises:
-            ValueError: the resolution is not a multiple of the factor between them.
-        """
+        """Height and width of the latents; a `ValueError` unless `resolution` is a multiple of the autoencoder's factor."""
         factor = latent_scale_factor(self.vae)
         if resolution % factor:
             raise ValueError(
-                f"`resolution` is {resolution}, but has to be a multiple of {factor}, as the latents of this autoencoder are"
-                " so many times smaller."
+                f"`resolution` is {resolution}, but has to be a multiple of {factor}, how many times smaller the latents are."
             )
         return resolution // factor
 
@@ -193,12 +179,7 @@ class CachedLatents:
         return self.images.colour_lost
 
     def __call__(self, rows: dict, generators: list[torch.Generator] | None = None) -> dict:
-        """
-        As the transform, with `latent_mean` and `latent_std` in the place of `pixel_values`.
-
-        Raises:
-            ValueError: an image did not decode, or the transform has something against a row.
-        """
+        """As the transform, errors included, with `latent_mean` and `latent_std` in the place of `pixel_values`."""
         numbers = rows["latent_row"]
         generators = generators or [None] * len(numbers)
         latents = [self._read(i, self.images.draw_flip(each)) for i, each in zip(numbers, generators, strict=True)]

@@ -135,15 +135,10 @@ class TrainingRun:
                 self.uploader = HubUploader(
                     args.hub_model_id or self.output_dir.name, args.hub_token, args.hub_private_repo
                 )
-        self.card = {}
-        self.sample_grid = sample_grid
-        self.global_step = 0
-        self.best = math.inf
-        self.bad_images = 0
-        self._bad_image_names = set()
-        self._position = (0, 0)
-        self._stop = False
-        self._stop_signal = StopSignal()
+        self.card, self.sample_grid = {}, sample_grid
+        self.global_step, self._position, self.best = 0, (0, 0), math.inf
+        self.bad_images, self._bad_image_names = 0, set()
+        self._stop, self._stop_signal = False, StopSignal()
         self._until_finished = ExitStack()
 
     # ------------------------------------------------------------------------------------------------------------ set-up

@@ -99,9 +99,7 @@ class ConditionalTransform(ImageTransform):
                 f"`conditioning_image_column` is {conditioning_image_column!r}, but the task {task!r} makes its own"
                 " conditions and accepts only None."
             )
-        self.task = task
-        self.upscale = upscale
-        self.conditioning_dropout_prob = conditioning_dropout_prob
+        self.task, self.upscale, self.conditioning_dropout_prob = task, upscale, conditioning_dropout_prob
         super().__init__(
             dataset, resolution, center_crop, random_flip, image_mode=image_mode, image_column=image_column
         )
@@ -188,12 +186,10 @@ def pair_grid(
     conditioning: torch.Tensor,
 ) -> Image.Image:
     """
-    For each of the first pairs, in threes side by side: the condition, what the pipeline makes of it, the target.
+    For each of the first `num_images` pairs side by side: the condition, what the pipeline makes of it, the target.
 
     Args:
-        pipeline ([`DDMImageToImagePipeline`]): The pipeline.
-        num_images (`int`): How many pairs.
-        num_inference_steps (`int`): Steps of each.
+        pipeline ([`DDMImageToImagePipeline`]): Draws, each with `num_inference_steps`.
         targets (`torch.Tensor` of shape `(num_pairs, channels, resolution, resolution)`): In [-1, 1].
         conditioning (`torch.Tensor` of shape `(num_pairs, conditioning_channels, resolution, resolution)`): In [-1, 1].
     """

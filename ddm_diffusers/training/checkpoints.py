@@ -54,6 +54,11 @@ def is_checkpoint(path: Path) -> bool:
     return (path / SETTINGS_NAME).is_file() and path.suffix != TEMPORARY
 
 
+def gather(accelerator: Accelerator, items: list) -> list:
+    """The items of all processes. Accelerate's function refuses XLA, on which one process can train."""
+    return items if accelerator.num_processes == 1 else gather_object(items)
+
+
 class Checkpoints:
     """
     The checkpoints of a run in its output folder, `checkpoint-{step}`.
@@ -138,7 +143,7 @@ class Checkpoints:
                 _flush(temporary)
         except Exception as raised:  # torch and safetensors raise errors of their own on a full disk
             error = f"{type(raised).__name__}: {raised}"
-        error = next((each for each in gather_object([error]) if each is not None), None)  # of any process
+        error = next((each for each in gather(accelerator, [error]) if each is not None), None)  # of any process
         if error is not None:
             free = shutil.disk_usage(self.folder).free / 2**20  # torch's error does not tell that the disk is full
             if accelerator.is_main_process:

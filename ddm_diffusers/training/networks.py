@@ -521,11 +521,10 @@ def load_text_space(args: argparse.Namespace, accelerator: Accelerator) -> Laten
     """The latent space of text to image: of `--vae_name_or_path`, else of the pipeline, or pixels with `--pixel_space`."""
     if args.pixel_space:
         return LatentSpace(IdentityAutoencoder(1 if args.image_mode == "L" else 3), accelerator.device)
-    if args.vae_name_or_path is not None:
-        vae = load_vae(args.vae_name_or_path, args.vae_subfolder)
-    else:
-        vae = load_vae(args.pretrained_model_name_or_path, "vae")
-    return LatentSpace(vae, accelerator.device)
+    vae = args.vae_name_or_path, args.vae_subfolder
+    if args.vae_name_or_path is None:
+        vae = args.pretrained_model_name_or_path, "vae"
+    return LatentSpace(load_vae(*vae), accelerator.device)
 
 
 def cache_latents(

@@ -7,7 +7,7 @@ import random
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import datasets
@@ -15,14 +15,14 @@ import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
 
 from ..hub import TRAINING_FILES
 from ..model_card import listing, sample_grid
 from .arguments import check_mixed_precision, command_line, settings_that_matter
-from .checkpoints import PREFIX, Checkpoints, refuse_used_folder
+from .checkpoints import PREFIX, Checkpoints, gather, refuse_used_folder
 from .data import ImageTransform, TrainingBatches
 from .defaults import set_data_defaults, training_length
 from .folders import check_output_dir
@@ -124,7 +124,7 @@ class TrainingRun:
 
         # Every process draws the weights of the model from the same seed.
         seed = args.seed if args.seed is not None else random.SystemRandom().randrange(2**31)
-        self.seed = self._gather([seed])[0]
+        self.seed = gather(self.accelerator, [seed])[0]
         set_seed(self.seed)
 
         self.tracking = Tracking(self.accelerator, name, args)
@@ -316,8 +316,11 @@ class TrainingRun:
             self._stop_at_nonfinite()
         self._stop = stop > 0
         self.bad_images += int(num_bad)
-        if num_new:
-            self._name_bad_images(new)
+        if num_new:  # on whichever process; every process then knows of all of them
+            new = dict(gather(self.accelerator, list(new.items())))
+            for message in new.values():
+                logger.warning(f"Skipped: {message}")
+            self._bad_image_names |= new.keys()
 
     def end_step(self, **logs: float) -> None:
         """Count a step and log it: the losses, the norm of the gradient, the speed, and `logs`."""
@@ -367,7 +370,7 @@ class TrainingRun:
         if path is not None:
             self.tracking.restart(self.global_step)  # there is room on the disk again
         if self._stop:
-            signals = self._gather([self._stop_signal.number])
+            signals = gather(self.accelerator, [self._stop_signal.number])
             self._progress_bar.close()
             if path is not None:
                 logger.warning(f"Saved {path}; --resume_from_checkpoint latest continues from there")
@@ -378,7 +381,7 @@ class TrainingRun:
     def _stop_at_nonfinite(self) -> None:
         """Save the state as it was before this step, and say what was seen in it."""
         self._record.restore_random_state()
-        examples = self._gather(self._batches.examples)
+        examples = gather(self.accelerator, self._batches.examples)
         step, name = self.global_step + 1, f"nonfinite-{self.global_step + 1}"
         path = self.checkpoints.save(self.accelerator, name)
         saved = f" --resume_from_checkpoint {name} repeats this step." if path is not None else ""
@@ -392,7 +395,7 @@ class TrainingRun:
         """Save the state as it was before this step, and say which process could not load its batch, and why."""
         self._record.restore_random_state()
         failure = self._batches.failure
-        messages = self._gather([None if failure is None else str(failure)])
+        messages = gather(self.accelerator, [None if failure is None else str(failure)])
         path = self.checkpoints.save(self.accelerator, f"{PREFIX}{self.global_step}")
         self._progress_bar.close()
         message = next(message for message in messages if message is not None)
@@ -434,9 +437,9 @@ class TrainingRun:
             with tolerating_failures("drawing samples", self.global_step):
                 self._log_images(self.sample_grid(result, args.eval_batch_size, args.num_inference_steps))
         if uploads and self.accelerator.is_main_process:
-            with tolerating_failures("the upload", self.global_step):
-                with self.uploader.snapshot(f"Step {self.global_step}") as folder:
-                    self._save(result, folder, settings)
+            step = self.global_step
+            with tolerating_failures("the upload", step), self.uploader.snapshot(f"Step {step}") as folder:
+                self._save(result, folder, settings)
 
     def evaluate(self, make_result: Callable[[], DiffusionPipeline], distance: Callable, name: str = "fid") -> None:
         """
@@ -449,9 +452,8 @@ class TrainingRun:
             name (`str`): The name of the distance in the log.
         """
         result, value = make_result(), None
-        with ExitStack() as stack:
-            if self.accelerator.num_processes == 1:
-                stack.enter_context(tolerating_failures("the evaluation", self.global_step))
+        alone = self.accelerator.num_processes == 1
+        with tolerating_failures("the evaluation", self.global_step) if alone else nullcontext():
             value = distance(result)
         if value is None or not self.accelerator.is_main_process:
             return

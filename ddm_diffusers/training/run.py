@@ -348,13 +348,6 @@ class TrainingRun:
             left = round(seconds * (self.max_train_steps - self.global_step) / 60)
             logger.info(f"A step takes {seconds:.3g} s; the other steps take about {left // 60} h {left % 60} min.")
 
-    def _name_bad_images(self, new: dict[str, str]) -> None:
-        """Tell of images that were not skipped before, on whichever process. Every process knows of all of them."""
-        new = dict(self._gather(list(new.items())))
-        for message in new.values():
-            logger.warning(f"Skipped: {message}")
-        self._bad_image_names |= new.keys()
-
     def is_due(self, every: int | None) -> bool:
         """Whether the number of the step that just ended is a multiple of `every`; never for `None`."""
         return every is not None and self.global_step % every == 0
@@ -402,10 +395,6 @@ class TrainingRun:
         if path is not None:
             message += f" Saved {path}; --resume_from_checkpoint latest continues from there."
         raise RuntimeError(message) from failure
-
-    def _gather(self, items: list) -> list:
-        """The items of all processes."""
-        return items if self.accelerator.num_processes == 1 else gather_object(items)
 
     # ------------------------------------------------------------------------------------------------------------- results
     def trained_model(self) -> ModelMixin:

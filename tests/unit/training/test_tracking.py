@@ -2,6 +2,7 @@
 """TensorBoard shows one curve of a run that was resumed; a tracker that fails does not end the run."""
 
 import importlib.util
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -53,6 +54,7 @@ def test_a_resumed_run_goes_on_in_its_curve(resume, tmp_path):
     for step in (1, 2, 3):
         first.log({"loss": 1.0}, step)
     first.end(3)
+    time.sleep(1)  # the names of the files, which give their order, have seconds
     second = tracking_of(tmp_path, resume=resume)
     second.start(1)
     second.log({"loss": 2.0}, 2)

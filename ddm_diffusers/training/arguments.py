@@ -43,9 +43,8 @@ def number(interval: str = "(-inf, inf)", kind: type = float) -> Callable[[str],
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (
-            low < value < high or (interval[0] == "[" and value == low) or (interval[-1] == "]" and value == high)
-        ):
+        inside = low < value < high or (value, interval[0]) == (low, "[") or (value, interval[-1]) == (high, "]")
+        if not inside:
             noun = "whole number" if kind is int else "number"
             raise argparse.ArgumentTypeError(f"{text!r} is given, but only a {noun} in {interval} is accepted.")
         return value
@@ -69,39 +68,30 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options of [`load_image_dataset`], [`ImageTransform`] and [`TrainingBatches`]."""
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", help="A data set on the Hub, or a local path that datasets loads.")
-    data.add_argument("--dataset_config_name", help="The configuration of the data set.")
-    data.add_argument(
-        "--train_data_dir", help="A folder of images (one subfolder per class, if any), parquet files or arrow files."
-    )
-    data.add_argument("--image_column", help="The column of images. Default: the only one.")
-    data.add_argument("--cache_dir", help="The folder for downloaded and converted data sets.")
-    data.add_argument("--streaming", action="store_true", help="Read the data during training, without a local copy.")
-    data.add_argument(
-        "--shuffle_buffer_size", type=COUNT, default=1000, help="Number of images in the shuffle buffer of a stream."
-    )
-    data.add_argument("--resolution", type=COUNT, default=64, help="Height and width of the training images.")
-    data.add_argument("--center_crop", action="store_true", help="Crop at the center instead of at random.")
-    data.add_argument("--random_flip", action=BooleanOptionalAction, default=False, help="Mirror half of the images.")
-    data.add_argument(
-        "--image_mode", choices=["L", "RGB"], help="Grayscale or color. Default: the mode of the first image."
-    )
-    data.add_argument("--skip_bad_images", action="store_true", help="Skip images that do not decode.")
-    data.add_argument(
-        "--dataloader_num_workers", type=COUNT_OR_ZERO, default=0, help="Worker processes that load the data."
-    )
+    add = data.add_argument
+    add("--dataset_name", help="A data set on the Hub, or a local path that datasets loads.")
+    add("--dataset_config_name", help="The configuration of the data set.")
+    add("--train_data_dir", help="A folder of images (one subfolder per class, if any), parquet or arrow files.")
+    add("--image_column", help="The column of images. Default: the only one.")
+    add("--cache_dir", help="The folder for downloaded and converted data sets.")
+    add("--streaming", action="store_true", help="Read the data during training, without a local copy.")
+    add("--shuffle_buffer_size", type=COUNT, default=1000, help="Images in the shuffle buffer of a stream.")
+    add("--resolution", type=COUNT, default=64, help="Height and width of the training images.")
+    add("--center_crop", action="store_true", help="Crop at the center instead of at random.")
+    add("--random_flip", action=BooleanOptionalAction, default=False, help="Mirror half of the images.")
+    add("--image_mode", choices=["L", "RGB"], help="Grayscale or color. Default: the mode of the first image.")
+    add("--skip_bad_images", action="store_true", help="Skip images that do not decode.")
+    add("--dataloader_num_workers", type=COUNT_OR_ZERO, default=0, help="Worker processes that load the data.")
     return data
 
 
 def add_latent_arguments(parser: argparse.ArgumentParser, cache: bool = True) -> None:
     """Add the options of [`load_vae`] and, with `cache`, of [`CachedLatents`]."""
-    latents = parser.add_argument_group("latent space")
-    latents.add_argument(
-        "--vae_name_or_path", help="Train in the latent space of this autoencoder: a Hub repository, or a folder."
-    )
-    latents.add_argument("--vae_subfolder", help="Its subfolder: vae, if the repository is a pipeline.")
+    add = parser.add_argument_group("latent space").add_argument
+    add("--vae_name_or_path", help="Train in the latent space of this autoencoder: a Hub repository, or a folder.")
+    add("--vae_subfolder", help="Its subfolder: vae, if the repository is a pipeline.")
     if cache:
-        latents.add_argument("--latent_cache_dir", help="Encode images once, into this folder. Needs --center_crop.")
+        add("--latent_cache_dir", help="Encode images once, into this folder. Needs --center_crop.")
 
 
 def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,29 +100,17 @@ def add_objective_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weighting", default="velocity", choices=WEIGHTINGS, help="Loss weighting; none: the paper's.")
     add("--reconstruction_weight", type=NOT_NEGATIVE, default=0.0, help="Weight of the reconstruction loss.")
     add("--reconstruction", default="squared", choices=RECONSTRUCTIONS, help="The reconstruction loss, see ddm_loss.")
-    add(
-        "--lpips",
-        action=BooleanOptionalAction,
-        default=False,
-        help="LPIPS in --reconstruction ddm and adm: `pip install lpips`.",
-    )
-    add(
-        "--use_l1",
-        action=BooleanOptionalAction,
-        default=False,
-        help="Average squared and absolute errors, instead of squared errors.",
-    )
+    switch = {"action": BooleanOptionalAction, "default": False}
+    add("--lpips", **switch, help="LPIPS in --reconstruction ddm and adm: `pip install lpips`.")
+    add("--use_l1", **switch, help="Average squared and absolute errors, instead of squared errors.")
     add(
         "--t_min",
         type=number("(0, 1)"),
         default=1e-4,
-        help="The smallest uniform time, and a lower bound for times in the loss weights.",
+        help="Smallest uniform time, and lower bound in the loss weights.",
     )
     add(
-        "--timestep_distribution",
-        default="logit_normal",
-        choices=TIMESTEP_DISTRIBUTIONS,
-        help="The distribution of training times; uniform: the paper's.",
+        "--timestep_distribution", default="logit_normal", choices=TIMESTEP_DISTRIBUTIONS, help="uniform: the paper's."
     )
     add("--logit_mean", type=number(), default=0.0, help="Mean of log(sigma / alpha) for logit_normal.")
     add("--logit_std", type=POSITIVE, default=1.0, help="Standard deviation of log(sigma / alpha) for logit_normal.")
@@ -157,11 +135,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gradient_accumulation_steps", type=COUNT, default=1, help="Batches per optimizer step.")
     add("--learning_rate", type=POSITIVE, default=1e-4, help="Learning rate after the warm-up.")
     add("--lr_scheduler", default="cosine", choices=LR_SCHEDULERS, help="Learning-rate schedule after the warm-up.")
-    add(
-        "--lr_warmup_steps",
-        type=COUNT_OR_ZERO,
-        help="Steps of learning-rate warm-up. Default: a tenth of the run, at most 500.",
-    )
+    add("--lr_warmup_steps", type=COUNT_OR_ZERO, help="Warm-up steps. Default: a tenth of the run, at most 500.")
     below_one = number("[0, 1)")
     add("--adam_beta1", type=below_one, default=0.95, help="AdamW beta1.")
     add("--adam_beta2", type=below_one, default=0.999, help="AdamW beta2.")
@@ -172,7 +146,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--use_ema",
         action=BooleanOptionalAction,
         default=True,
-        help="Average the weights. Samples and the result use the average.",
+        help="Average the weights, for samples and the result.",
     )
     add("--ema_inv_gamma", type=POSITIVE, default=1.0, help="EMA decay: 1 - (1 + step / ema_inv_gamma)^-ema_power.")
     add("--ema_power", type=POSITIVE, default=3 / 4, help="Exponent of the EMA decay, see --ema_inv_gamma.")
@@ -180,11 +154,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: the precision of accelerate's config.")
     add("--gradient_checkpointing", action="store_true", help="Use less memory and more time.")
     add("--compile", action="store_true", help="Compile the model with torch.compile.")
-    add(
-        "--seed",
-        type=SEED,
-        help="Makes the run reproducible. Default: a random seed, or the checkpoint's when a run is resumed.",
-    )
+    add("--seed", type=SEED, help="Makes the run reproducible. Default: a random seed, or the resumed checkpoint's.")
 
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", default="ddm-model", help="The folder for pipeline, checkpoints and samples.")
@@ -238,11 +208,7 @@ def parse_arguments(
     parser.set_defaults(**{name: value for name, value in defaults.items() if hasattr(args, name)})
     args = parser.parse_args(input_args, Options())
     args.defaults = {name: parser.get_default(name) for name in vars(args)}
-    _refuse_contradictions(parser, args)
-    return args
 
-
-def _refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if getattr(args, "lpips", False) and args.reconstruction not in ("ddm", "adm"):
         parser.error(f"--lpips is for --reconstruction ddm and adm, not {args.reconstruction}.")
     channels = getattr(args, "block_out_channels", None)
@@ -254,13 +220,13 @@ def _refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Names
         parser.error("--evaluation_steps compares with all images of the data set, which --streaming does not have.")
     if args.feature_extractor is not None and args.evaluation_steps is None:
         parser.error("--feature_extractor is for evaluations. Give --evaluation_steps too.")
-    if getattr(args, "latent_cache_dir", None) is not None:
-        if not args.center_crop:
-            parser.error("--latent_cache_dir keeps one crop of each image and needs --center_crop.")
-        if args.streaming:
-            parser.error("--latent_cache_dir needs a data set with numbered rows, not --streaming.")
+    if getattr(args, "latent_cache_dir", None) is not None and not args.center_crop:
+        parser.error("--latent_cache_dir keeps one crop of each image and needs --center_crop.")
+    if getattr(args, "latent_cache_dir", None) is not None and args.streaming:
+        parser.error("--latent_cache_dir needs a data set with numbered rows, not --streaming.")
     if not args.push_to_hub and (args.push_every_checkpoint or args.hub_model_id):
         parser.error("--push_every_checkpoint and --hub_model_id need --push_to_hub.")
+    return args
 
 
 def check_mixed_precision(accelerator: Accelerator) -> None:

@@ -44,28 +44,13 @@ TIMED_STEPS = (5, 25)
 
 class TrainingRun:
     """
-    Everything around the loop of a training script, which itself reads as any loop with Accelerate:
+    Everything around the loop of a training script, which itself reads as any loop with Accelerate. A run goes through
 
         run = TrainingRun(args, "train_ddm")
         run.set_data(transform)
-        ...
-        unet, optimizer, lr_scheduler = run.accelerator.prepare(unet, optimizer, lr_scheduler)
-        run.start(unet, ema)
+        run.start(unet, ema)  # as the accelerator prepared them
         for batch in run.batches():
-            with run.accelerator.accumulate(unet):
-                ...
-                run.accelerator.backward(loss)
-                run.record(loss=loss)
-                if run.accelerator.sync_gradients:
-                    run.check_step(run.accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm))
-                optimizer.step()
-                lr_scheduler.step()
-                optimizer.zero_grad()
-            if run.accelerator.sync_gradients:
-                run.end_step(lr=lr_scheduler.get_last_lr()[0])
-                if run.should_save:
-                    run.save_checkpoint()
-                run.show_progress(make_pipeline, settings)
+            ...  # record, check_step, end_step, save_checkpoint, show_progress: see examples/train_ddm.py
         run.finish(make_pipeline(), settings)
 
     Every process calls every method.
@@ -110,10 +95,9 @@ class TrainingRun:
             dataloader_config=DataLoaderConfiguration(split_batches=True),
         )
         check_mixed_precision(self.accelerator)
-        self.mixed_precision = self.accelerator.mixed_precision
         self.sharding = configure_sharding(self.accelerator, args)
         # a scaler skips steps that are not finite
-        deepspeed_scales = self.sharding == "DEEPSPEED" and self.mixed_precision == "fp16"
+        deepspeed_scales = self.sharding == "DEEPSPEED" and self.accelerator.mixed_precision == "fp16"
         self.scales_loss = self.accelerator.scaler is not None or deepspeed_scales
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
         # a line for each request of an upload, with its signed address; and for each file of a checkpoint
@@ -155,7 +139,6 @@ class TrainingRun:
         """
         args, self.transform = self.args, transform
         set_data_defaults(args, transform, size or args.resolution, self.accelerator)
-        self.accumulation_steps = self.accelerator.gradient_accumulation_steps
         self.num_images = len(transform.dataset) if hasattr(transform.dataset, "__len__") else None
         self.total_batch_size, self.steps_per_epoch, self.max_train_steps = training_length(
             args, self.num_images, self.accelerator
@@ -208,7 +191,7 @@ class TrainingRun:
             "total_batch_size": self.total_batch_size,
             "max_train_steps": self.max_train_steps,
             "num_images": self.num_images,
-            "mixed_precision": self.mixed_precision,
+            "mixed_precision": self.accelerator.mixed_precision,
             "sharding": self.sharding,
             "model": {key: value for key, value in model.config.items() if not key.startswith("_")},
         }
@@ -307,9 +290,9 @@ class TrainingRun:
         batches = self._batches
         new = {name: message for name, message in batches.bad_images if name not in self._bad_image_names}
         counts = [batches.failure is not None, self._stop_signal.number or 0, len(batches.bad_images), len(new)]
-        self._logs, (failed, stop, num_bad, num_new) = self._record.reduce(
-            self.accelerator, self.accumulation_steps, grad_norm, counts
-        )
+        num_batches = self.accelerator.gradient_accumulation_steps
+        reduced = self._record.reduce(self.accelerator, num_batches, grad_norm, counts)
+        self._logs, (failed, stop, num_bad, num_new) = reduced
         if failed:
             self._stop_at_failed_load()
         if not all(map(math.isfinite, self._logs.values())) and not self.scales_loss:
@@ -327,7 +310,11 @@ class TrainingRun:
         self.global_step += 1
         self._position = self._batches.position
         self._record.end()
-        self._estimate_time()
+        self._seconds.append(self._record.seconds)
+        if len(self._seconds) == TIMED_STEPS[1]:
+            seconds = sum(self._seconds[TIMED_STEPS[0] :]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+            left = round(seconds * (self.max_train_steps - self.global_step) / 60)
+            logger.info(f"A step takes {seconds:.3g} s; the other steps take about {left // 60} h {left % 60} min.")
         logs = self._logs | logs | {"images_per_second": self.total_batch_size / self._record.seconds}
         if self.accelerator.optimizer_step_was_skipped:
             logs["skipped"] = 1.0  # by the loss scaler, as the gradient is not finite
@@ -336,17 +323,7 @@ class TrainingRun:
         self.tracking.log(logs, self.global_step)
         self._progress_bar.update(1)
         shown = {"loss": ".4f", "lr": ".1e", "images_per_second": ".0f"}
-        self._progress_bar.set_postfix(
-            {name: format(logs[name], spec) for name, spec in shown.items() if name in logs}
-        )
-
-    def _estimate_time(self) -> None:
-        """Tell once how long the run takes."""
-        self._seconds.append(self._record.seconds)
-        if len(self._seconds) == TIMED_STEPS[1]:
-            seconds = sum(self._seconds[TIMED_STEPS[0] :]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
-            left = round(seconds * (self.max_train_steps - self.global_step) / 60)
-            logger.info(f"A step takes {seconds:.3g} s; the other steps take about {left // 60} h {left % 60} min.")
+        self._progress_bar.set_postfix({key: format(logs[key], spec) for key, spec in shown.items() if key in logs})
 
     def is_due(self, every: int | None) -> bool:
         """Whether the number of the step that just ended is a multiple of `every`; never for `None`."""

@@ -545,6 +545,7 @@ def main(args):
     if accelerator.is_main_process:
         print(markdown_table(result["rows"]))
         print(FLOOR if args.floor else "")
+        print(f"Saved {path}")
         if args.images_dir is None:
             figure = plot(result["rows"], args.metrics)
             replace(path.with_suffix(".png"), lambda file: figure.savefig(file, format="png", dpi=120))

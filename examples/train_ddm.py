@@ -168,7 +168,12 @@ def main(args):
         )
     evaluation = None
     if args.evaluation_steps is not None:
-        from evaluate import PipelineEvaluation  # examples/evaluate.py
+        try:
+            from evaluate import PipelineEvaluation
+        except ImportError as error:
+            raise ImportError(
+                "--evaluation_steps needs examples/evaluate.py beside this script. Copy it too."
+            ) from error
 
         evaluation = PipelineEvaluation(
             accelerator,

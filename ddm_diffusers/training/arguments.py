@@ -46,7 +46,9 @@ def number(interval: str = "(-inf, inf)", kind: type = float) -> Callable[[str],
         inside = low < value < high or (value, interval[0]) == (low, "[") or (value, interval[-1]) == (high, "]")
         if not inside:
             noun = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is given, but only a {noun} in {interval} is accepted.")
+            limits = f"of {low:g} or more" if interval[0] == "[" else f"above {low:g}"
+            limits = limits if interval.endswith("inf)") and low > -math.inf else f"in {interval}"
+            raise argparse.ArgumentTypeError(f"{text!r} is given, but only a {noun} {limits} is accepted.")
         return value
 
     return parse
@@ -167,7 +169,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--feature_extractor", help="Evaluate with this network, see examples/evaluate.py. Default: Inception.")
     add("--checkpointing_steps", type=COUNT, default=500, help="Steps between checkpoints.")
     add("--checkpoints_total_limit", type=COUNT, help="Number of checkpoints to keep. Default: all.")
-    add("--resume_from_checkpoint", help="The folder name of a checkpoint, or `latest`.")
+    add("--resume_from_checkpoint", help="A checkpoint: its path, its name in output_dir, or `latest`.")
     add("--logger", default="tensorboard", choices=TRACKERS, help="The tracker.")
     add("--logging_dir", default="logs", help="The folder of TensorBoard's files inside output_dir.")
     add("--push_to_hub", action="store_true", help="Upload the pipeline at the end.")

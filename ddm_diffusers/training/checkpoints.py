@@ -18,6 +18,8 @@ PREFIX = "checkpoint-"
 SETTINGS_NAME = "settings.json"
 # Files that tell that a pipeline or a model was saved in a folder
 RESULTS = ("model_index.json", "config.json")
+# A copy on another disk is the same data: another path is a warning. The number of images is compared.
+DATA_FOLDER = "train_data_dir"
 # No listing of checkpoints finds folders that end like this: half written or half deleted.
 TEMPORARY = ".tmp"
 
@@ -102,18 +104,30 @@ class Checkpoints:
         else:
             checkpoint = next(filter(is_checkpoint, (self.folder / name, Path(name))), None)
             if checkpoint is None:
+                inside = (
+                    f" {name} has {[path.name for path in list_checkpoints(Path(name))]}."
+                    if Path(name).is_dir()
+                    else ""
+                )
                 raise ValueError(
                     f"`--resume_from_checkpoint` is {name!r}, but neither that path nor {self.folder / name} is a checkpoint."
-                    f" {self.folder} has {[path.name for path in checkpoints]}."
+                    f" {self.folder} has {[path.name for path in checkpoints]}.{inside}"
                 )
         path = checkpoint / SETTINGS_NAME
         saved = json.loads(path.read_text()) if path.is_file() else {}
         self.settings.setdefault("seed", saved.get("seed"))  # without one of its own a run goes on with this one
-        if differences := _differences(saved, self.settings):
+        there, now = (dict(settings) for settings in (saved, self.settings))
+        folders = there.pop(DATA_FOLDER, None), now.pop(DATA_FOLDER, None)
+        if differences := _differences(there, now):
+            longer = ""
+            if there.get("max_train_steps") != now.get("max_train_steps"):
+                longer = " To train a result for longer, start from it with --pretrained_model_name_or_path."
             raise ValueError(
                 f"`--resume_from_checkpoint` is {checkpoint.name!r}, but that run had other settings. Give the same ones,"
-                " or another --output_dir. " + "; ".join(differences)
+                f" or another --output_dir.{longer} " + "; ".join(differences)
             )
+        if folders[0] != folders[1]:
+            logger.warning(f"--{DATA_FOLDER} was {folders[0]} and is {folders[1]}: it has to hold the same images.")
         return checkpoint
 
     def save(self, accelerator: Accelerator, name: str) -> Path | None:

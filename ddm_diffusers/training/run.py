@@ -18,6 +18,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers import DiffusionPipeline, ModelMixin
 from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..hub import TRAINING_FILES
 from ..model_card import listing, sample_grid
@@ -247,7 +248,7 @@ class TrainingRun:
         self.model.train()
         with ExitStack() as signals:
             signals.enter_context(self._stop_signal)
-            with self._progress_bar:
+            with logging_redirect_tqdm(), self._progress_bar:  # log lines stand above the progress bar
                 if self.global_step < self.max_train_steps:
                     yield from self._until_last_step()
                 else:

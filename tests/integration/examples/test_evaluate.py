@@ -356,7 +356,7 @@ def test_evaluation_of_a_training_run_on_few_images(count, script, files, caplog
         (["--images_dir", "a", "--num_inference_steps", "5"], "--num_inference_steps is [5], but only a pipeline"),
         (["--images_dir", "a", "--metrics", "fid", "best"], "invalid choice: 'best'"),
         (["--images_dir", "a", "--split", "test"], "--split is 'test', but without --dataset_name"),
-        (["--images_dir", "a", "--max_reference_images", "1"], "only a whole number in [4, inf) is accepted"),
+        (["--images_dir", "a", "--max_reference_images", "1"], "only a whole number of 4 or more is accepted"),
     ],
 )
 def test_bad_options_are_refused_by_the_parser(script, capsys, arguments, message):

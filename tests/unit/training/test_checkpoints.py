@@ -170,6 +170,18 @@ def test_finding(tmp_path, rejects):
             checkpoints.find(name)
 
 
+def test_the_data_may_lie_elsewhere(tmp_path, caplog):
+    Saver(tmp_path, {"train_data_dir": "photos", "num_images": 7}).save(1)
+    assert Checkpoints(tmp_path, {"train_data_dir": "/scratch/photos", "num_images": 7}).find("latest") is not None
+    assert "--train_data_dir was photos and is /scratch/photos: it has to hold the same images." in caplog.text
+
+
+def test_the_folder_of_a_run_is_no_checkpoint(tmp_path, rejects):
+    Saver(tmp_path / "a").save(3)
+    with rejects("a has ['checkpoint-3']"):
+        Checkpoints(tmp_path / "b", SETTINGS).find(str(tmp_path / "a"))
+
+
 def test_a_path_elsewhere(tmp_path):
     saver = Saver(tmp_path / "a")
     saver.save(3)
@@ -215,6 +227,9 @@ def test_other_settings_are_refused_with_a_list_of_all_differences(tmp_path, rej
             " 32] now; model.heads: None there, 2 now; resolution: 8 there, 16 now",
         ):
             Checkpoints(tmp_path, other).find(name)
+    with rejects("max_train_steps: 2 there, 3 now", "--pretrained_model_name_or_path"):
+        Saver(tmp_path / "steps", {"max_train_steps": 2}).save(1)
+        Checkpoints(tmp_path / "steps", {"max_train_steps": 3}).find("latest")
     same = {"flip": None, "model": {"dropout": 0.5, "channels": [8, 16]}, "resolution": 8, "gone": 1}
     assert Checkpoints(tmp_path, same).find("latest") == tmp_path / "checkpoint-1"
 

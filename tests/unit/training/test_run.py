@@ -124,6 +124,12 @@ def test_a_folder_of_another_run_is_refused(prepared, train, make_run):
         make_run()
 
 
+def test_an_output_folder_inside_the_data_is_refused(make_run, tmp_path):
+    with pytest.raises(ValueError, match="`output_dir` is .*out', which is inside the data folder"):
+        make_run("--train_data_dir", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_continues_in_another_folder(prepared, train, tmp_path):
     whole = prepared("--max_train_steps", 4, "--checkpointing_steps", 2)
     train(whole)

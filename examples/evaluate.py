@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import warnings
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -508,7 +508,7 @@ def main(args):
     reference = features_of(data, "data")
     packages = PACKAGES if args.feature_extractor else (*PACKAGES, "torch-fidelity")
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": {**vars(args), "num_processes": accelerator.num_processes},
         "versions": {name: version(name) for name in packages},
         "rows": [],

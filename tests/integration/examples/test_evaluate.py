@@ -151,7 +151,8 @@ def test_folder_by_hand(files):
     assert contents["settings"]["resolution"] == 8 and contents["versions"]["torchmetrics"]
     assert os.listdir(files / "evaluation") == ["evaluation.json"]  # a folder has no steps to plot
 
-    header, dashes, line = run.output.strip().splitlines()[-3:]
+    header, dashes, line, saved = (line for line in run.output.strip().splitlines()[-5:] if line)
+    assert saved == "Saved evaluation/evaluation.json"
     assert header == "| " + " | ".join(row) + " |" and set(dashes) == set("|- ")
     assert f"| {row['fid']:.4g} |" in line
     assert "150/150" in run.output

@@ -276,7 +276,9 @@ class Trainings:
                     str(listener.address[1]),
                     *options(self.args),
                 ]
-                command += ["--output_dir", str(Path(self.folder, name.replace(" ", "-")))]
+                # a training refuses the folder of another one
+                output_dir = Path(self.folder, "parts" if self.parts else "", name.replace(" ", "-"))
+                command += ["--output_dir", str(output_dir)]
                 log = open(Path(self.folder, f"{name}.log"), "w")  # noqa: SIM115
                 self.processes.append(
                     subprocess.Popen(

@@ -67,10 +67,10 @@ def test_the_autoencoder_is_resumed_with_its_discriminator(folder, tmp_path):
 def test_a_model_in_its_latent_space(folder):
     arguments = ["--vae_name_or_path", "autoencoder", "--latent_cache_dir", "latents", "--class_conditional"]
     arguments += ["--block_out_channels", "16", "32", "--max_train_steps", "4", "--lr_warmup_steps", "1"]
-    arguments += ["--logger", "none", "--output_dir", "latent", "--seed", "0", "--eval_batch_size", "4"]
+    arguments += ["--logger", "none", "--seed", "0", "--eval_batch_size", "4"]
     outputs = []
-    for _ in range(2):
-        run = start("train_ddm.py", *arguments, cwd=folder)
+    for output_dir in ("latent", "again"):
+        run = start("train_ddm.py", *arguments, "--output_dir", output_dir, cwd=folder)
         assert run.wait() == 0, run.output[-4000:]
         outputs.append(run.output)
     assert "Encoding images" in outputs[0] and "Encoding images" not in outputs[1]

@@ -632,3 +632,15 @@ def test_a_config_that_went_through_several_schedulers():
         config = other.from_config(config).config
     ours = DDMScheduler.from_config(config)
     assert ours.config.prediction_type == "v_prediction" and ours.config.beta_schedule == "scaled_linear"
+
+
+def test_options_of_another_process_are_refused(rejects):
+    flow = FlowMatchEulerDiscreteScheduler().config
+    with rejects("`sigma_max` is 80", "(0, 1]"):
+        DDMScheduler.from_config({**flow, "sigma_max": 80.0})
+    with rejects("`prediction_type` is 'sample'", "'epsilon' or 'v_prediction'"):
+        DDMScheduler.from_config({**EDMEulerScheduler().config, "prediction_type": "sample"})
+    with rejects("`model_output` has the shape (1, 4, 2)", "predicts variances"):
+        ours = DDMScheduler.from_config(DDPMScheduler().config)
+        ours.set_timesteps(2)
+        ours.step(torch.zeros(1, 4, 2), ours.timesteps[0], torch.zeros(1, 2, 2))
